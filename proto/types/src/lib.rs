@@ -1,0 +1,12 @@
+//! Ids, digests and ranges that every part of d7y shares. No I/O, no clock.
+
+mod digest;
+mod layer;
+mod range;
+
+pub use digest::{ChunkHash, DigestError, Sha256Digest};
+pub use layer::{Compression, LayerRef, MediaTypeError};
+pub use range::ByteRange;
+
+/// The block size of every layer device and bootstrap (EROFS `blkszbits` 12), in bytes.
+pub const BLOCK_BYTES: u64 = 4096;

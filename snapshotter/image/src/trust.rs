@@ -1,0 +1,87 @@
+//! Who may say what a layer's chunks are: an index counts only when a key of the cluster signed it.
+
+use ring::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
+
+use crate::index::{IndexError, LayerIndex};
+
+/// Public key (32) and Ed25519 signature (64) at the end of a sealed index.
+pub(crate) const TRAILER_BYTES: usize = 96;
+const KEY_BYTES: usize = 32;
+
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    #[error("the layer index is signed by no key that this node trusts; compare indexTrust.publicKeys")]
+    UnknownKey,
+    #[error("the layer index's signature is wrong")]
+    Signature,
+    #[error("the signing key is not 32 bytes of hex")]
+    Key,
+    #[error(transparent)]
+    Index(#[from] IndexError),
+}
+
+/// Signs the indexes that this process builds.
+pub struct IndexSigner(Ed25519KeyPair);
+
+impl IndexSigner {
+    /// From the 32-byte Ed25519 seed, in hex (RFC 8032, section 5.1.5).
+    pub fn from_hex(seed: &str) -> Result<Self, TrustError> {
+        let raw = decode_hex(seed).ok_or(TrustError::Key)?;
+        Ed25519KeyPair::from_seed_unchecked(&raw).map(Self).map_err(|_| TrustError::Key)
+    }
+
+    pub fn public_key(&self) -> [u8; KEY_BYTES] {
+        let mut out = [0; KEY_BYTES];
+        out.copy_from_slice(self.0.public_key().as_ref());
+        out
+    }
+
+    /// Encodes and signs.
+    pub fn seal(&self, index: &LayerIndex) -> Result<Vec<u8>, IndexError> {
+        let mut out = index.encode()?;
+        let signature = self.0.sign(&out);
+        out.extend_from_slice(&self.public_key());
+        out.extend_from_slice(signature.as_ref());
+        Ok(out)
+    }
+}
+
+/// The keys whose word this node takes for an index that it did not build.
+#[derive(Debug, Clone, Default)]
+pub struct TrustedKeys(Vec<[u8; KEY_BYTES]>);
+
+impl TrustedKeys {
+    pub fn from_hex<'a>(keys: impl IntoIterator<Item = &'a str>) -> Result<Self, TrustError> {
+        let keys = keys.into_iter().map(|key| decode_hex(key).ok_or(TrustError::Key));
+        keys.collect::<Result<_, _>>().map(Self)
+    }
+
+    pub fn add(&mut self, key: [u8; KEY_BYTES]) {
+        self.0.push(key);
+    }
+
+    /// Checks the signature, then parses.
+    pub fn open(&self, sealed: &[u8]) -> Result<LayerIndex, TrustError> {
+        let body = sealed.len().checked_sub(TRAILER_BYTES).ok_or(IndexError::Length("trailer"))?;
+        let (body, trailer) = sealed.split_at(body);
+        let (key, signature) = trailer.split_at(KEY_BYTES);
+        if !self.0.iter().any(|trusted| trusted == key) {
+            return Err(TrustError::UnknownKey);
+        }
+        UnparsedPublicKey::new(&ED25519, key).verify(body, signature).map_err(|_| TrustError::Signature)?;
+        Ok(LayerIndex::decode(sealed)?)
+    }
+}
+
+fn decode_hex(text: &str) -> Option<[u8; KEY_BYTES]> {
+    let digits = text.trim().as_bytes();
+    if digits.len() != 2 * KEY_BYTES {
+        return None;
+    }
+    let nibble = |byte: u8| (byte as char).to_digit(16).map(|digit| digit as u8);
+    let mut out = [0; KEY_BYTES];
+    for (byte, pair) in out.iter_mut().zip(digits.as_chunks::<2>().0) {
+        *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
+    }
+    Some(out)
+}
