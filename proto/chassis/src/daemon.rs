@@ -1,0 +1,178 @@
+//! The whole life of a process, so that a daemon's `main.rs` only says who it is.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::config::{self, Assignment, ConfigError, DaemonArgs, Validate};
+use crate::listen::BindError;
+use crate::shutdown::{Shutdown, ShutdownConfig};
+use crate::tasks::{OnEnd, Tasks};
+use crate::telemetry::{self, LogConfig};
+
+/// sysexits.h: a service that is needed is not available, such as a port that is taken.
+const EX_UNAVAILABLE: u8 = 69;
+/// sysexits.h: something is wrong with the configuration.
+const EX_CONFIG: u8 = 78;
+/// How long blocking work (hashing, fsync) may hold the process after everything else has ended.
+const RUNTIME_GRACE: Duration = Duration::from_secs(2);
+
+/// The name of the binary, such as `d7y-peer`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DaemonName(&'static str);
+
+impl DaemonName {
+    pub const fn new(name: &'static str) -> Self {
+        Self(name)
+    }
+
+    pub const fn as_str(self) -> &'static str {
+        self.0
+    }
+
+    /// `d7y-peer` reads `D7Y_PEER__…`.
+    pub fn environment_prefix(self) -> String {
+        format!("{}__", self.0.replace('-', "_").to_ascii_uppercase())
+    }
+}
+
+/// A flag without a value that stands for one `--set`.
+#[derive(Debug, Clone, Copy)]
+pub struct Shorthand {
+    /// Without the dashes: `standalone`.
+    pub flag: &'static str,
+    pub key: &'static str,
+    pub value: &'static str,
+    pub help: &'static str,
+}
+
+/// A daemon's configuration: its own keys beside the two sections that all daemons have.
+pub trait DaemonConfig: Serialize + DeserializeOwned + Default + Validate {
+    fn log(&self) -> &LogConfig;
+    fn shutdown(&self) -> &ShutdownConfig;
+}
+
+/// Who a daemon is.
+#[derive(Debug, Clone, Copy)]
+pub struct Daemon {
+    pub name: DaemonName,
+    pub about: &'static str,
+    pub version: &'static str,
+    pub shorthands: &'static [Shorthand],
+}
+
+impl Daemon {
+    /// Runs the daemon to its end. `start` binds every socket, spawns the tasks and returns; the daemon then
+    /// serves until a signal or a fatal task.
+    ///
+    /// Exit codes: 0 after an orderly stop, 78 for a faulty configuration, 69 when a socket is taken, 1 for
+    /// any other failure, 130 or 143 for a second signal.
+    pub fn main<C, F, Fut>(self, start: F) -> ExitCode
+    where
+        C: DaemonConfig,
+        F: FnOnce(C, Tasks) -> Fut,
+        Fut: Future<Output = anyhow::Result<()>>,
+    {
+        let args = self.parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
+        let config: C = match config::load(self.name, &args) {
+            Ok(config) => config,
+            Err(error) => return self.refuse(&error.into()),
+        };
+        if args.check_config {
+            println!("ok");
+            return ExitCode::SUCCESS;
+        }
+        if args.print_config {
+            return self.print(&config);
+        }
+        if let Err(error) = telemetry::init(config.log()) {
+            return self.refuse(&error.into());
+        }
+        match self.serve(config, start) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                tracing::error!("{} stops: {error:#}", self.name.as_str());
+                exit_code(&error)
+            }
+        }
+    }
+
+    /// The arguments that all daemons share and this one's shorthands.
+    pub fn parse<I, A>(self, arguments: I) -> Result<DaemonArgs, clap::Error>
+    where
+        I: IntoIterator<Item = A>,
+        A: Into<OsString> + Clone,
+    {
+        let mut command = DaemonArgs::augment_args(Command::new(self.name.as_str()))
+            .about(self.about)
+            .version(self.version);
+        for shorthand in self.shorthands {
+            let flag = Arg::new(shorthand.flag).long(shorthand.flag).help(shorthand.help);
+            command = command.arg(flag.action(ArgAction::SetTrue));
+        }
+        let matches: ArgMatches = command.try_get_matches_from(arguments)?;
+        let mut args = DaemonArgs::from_arg_matches(&matches)?;
+        let given = self.shorthands.iter().filter(|shorthand| matches.get_flag(shorthand.flag));
+        let set = given.map(|short| Assignment { key: short.key.to_owned(), value: short.value.to_owned() });
+        args.assignments.splice(0..0, set);
+        Ok(args)
+    }
+
+    fn serve<C, F, Fut>(self, config: C, start: F) -> anyhow::Result<()>
+    where
+        C: DaemonConfig,
+        F: FnOnce(C, Tasks) -> Fut,
+        Fut: Future<Output = anyhow::Result<()>>,
+    {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let served = runtime.block_on(async {
+            let shutdown = Shutdown::new(config.shutdown().clone());
+            let tasks = Tasks::new(shutdown.clone());
+            let (signals, stopping) = (shutdown.on_signals()?, shutdown.stopping());
+            tasks.spawn("signals", OnEnd::Fatal, async move {
+                stopping.run_until_cancelled(signals).await;
+                anyhow::Ok(())
+            });
+            if let Some(started) = shutdown.closing().run_until_cancelled(start(config, tasks.clone())).await
+            {
+                started?;
+                tracing::info!(version = self.version, "{} is ready", self.name.as_str());
+            }
+            tasks.finish().await?;
+            tracing::info!("{} has stopped", self.name.as_str());
+            Ok(())
+        });
+        runtime.shutdown_timeout(RUNTIME_GRACE);
+        served
+    }
+
+    fn print<C: Serialize>(self, config: &C) -> ExitCode {
+        match serde_saphyr::to_string(config) {
+            Ok(yaml) => {
+                print!("{yaml}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => self.refuse(&error.into()),
+        }
+    }
+
+    fn refuse(self, error: &anyhow::Error) -> ExitCode {
+        eprintln!("{}: {error:#}", self.name.as_str());
+        exit_code(error)
+    }
+}
+
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    let any = |found: fn(&(dyn std::error::Error + 'static)) -> bool| error.chain().any(found);
+    if any(|cause| cause.is::<ConfigError>()) {
+        ExitCode::from(EX_CONFIG)
+    } else if any(|cause| cause.is::<BindError>()) {
+        ExitCode::from(EX_UNAVAILABLE)
+    } else {
+        ExitCode::FAILURE
+    }
+}

@@ -1,0 +1,165 @@
+//! Metrics and health over HTTP: `GET /metrics` (OpenMetrics text) and `GET /healthy`.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::info::Info;
+pub use prometheus_client::registry::Registry;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::daemon::DaemonName;
+use crate::shutdown::Shutdown;
+use crate::tasks::{OnEnd, Tasks};
+
+/// Connections served at once per listener: a few scrapers and probes; the rest wait in the backlog.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a client may take to send its request's head.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one connection may live; a scrape takes milliseconds.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause after accept failed, which is for want of descriptors or memory.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Whether the daemon can do its work, by part. Clones are the same state.
+#[derive(Debug, Clone, Default)]
+pub struct Health(Arc<Mutex<BTreeMap<&'static str, String>>>);
+
+impl Health {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn recover(&self, part: &'static str) {
+        self.0.lock().remove(part);
+    }
+
+    /// From now on `/healthy` answers 503 with the reason, until [`Health::recover`] of the same part.
+    pub fn fail(&self, part: &'static str, reason: impl Into<String>) {
+        self.0.lock().insert(part, reason.into());
+    }
+
+    /// The reasons why the daemon is not healthy.
+    pub fn check(&self) -> Result<(), String> {
+        let failed = self.0.lock();
+        if failed.is_empty() {
+            return Ok(());
+        }
+        Err(failed.iter().map(|(part, reason)| format!("{part}: {reason}")).collect::<Vec<_>>().join("\n"))
+    }
+}
+
+/// A registry whose names start with the daemon's (`d7y_peer_`), with the `build` info metric in it.
+pub fn registry(name: DaemonName, version: &'static str) -> Registry {
+    let mut registry = Registry::with_prefix(name.as_str().replace('-', "_"));
+    registry.register("build", "What is running", Info::new(vec![("version", version)]));
+    registry
+}
+
+struct Server {
+    registry: Arc<Registry>,
+    health: Health,
+    shutdown: Shutdown,
+    tasks: Tasks,
+}
+
+/// Serves metrics and health on every listener until tasks are told to stop, the drain included.
+pub fn serve(tasks: &Tasks, listeners: Vec<TcpListener>, registry: Arc<Registry>, health: Health) {
+    let server =
+        Arc::new(Server { registry, health, shutdown: tasks.shutdown().clone(), tasks: tasks.clone() });
+    for listener in listeners {
+        let server = server.clone();
+        let stopping = tasks.shutdown().stopping();
+        tasks.spawn("metrics listener", OnEnd::Fatal, async move {
+            stopping.run_until_cancelled(server.accept(listener)).await;
+            Ok::<_, Infallible>(())
+        });
+    }
+}
+
+impl Server {
+    async fn accept(self: Arc<Self>, listener: TcpListener) {
+        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        while let Ok(slot) = slots.clone().acquire_owned().await {
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::debug!("metrics accept: {error}");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                    continue;
+                }
+            };
+            let (server, stopping) = (self.clone(), self.shutdown.stopping());
+            self.tasks.spawn("metrics connection", OnEnd::Expected, async move {
+                let serving = tokio::time::timeout(CONNECTION_TIMEOUT, server.connection(stream));
+                stopping.run_until_cancelled(serving).await;
+                drop(slot);
+                Ok::<_, Infallible>(())
+            });
+        }
+    }
+
+    async fn connection(self: Arc<Self>, stream: TcpStream) {
+        let service = service_fn(|request| {
+            let response = self.answer(&request);
+            async move { Ok::<_, Infallible>(response) }
+        });
+        let served = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
+        if let Err(error) = served {
+            tracing::debug!("metrics connection: {error}");
+        }
+    }
+
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        match (request.method(), request.uri().path()) {
+            (&Method::GET, "/metrics") => self.metrics(),
+            (&Method::GET, "/healthy") => self.healthy(),
+            (_, "/metrics" | "/healthy") => text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n"),
+            _ => text(StatusCode::NOT_FOUND, "only /metrics and /healthy are served here\n"),
+        }
+    }
+
+    fn metrics(&self) -> Response<Full<Bytes>> {
+        let mut body = String::new();
+        if encode(&mut body, &self.registry).is_err() {
+            return text(StatusCode::INTERNAL_SERVER_ERROR, "a metric could not be encoded\n");
+        }
+        let mut response = text(StatusCode::OK, body);
+        response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(OPENMETRICS));
+        response
+    }
+
+    fn healthy(&self) -> Response<Full<Bytes>> {
+        let state = match self.shutdown.has_begun() {
+            true => Err("draining".to_owned()),
+            false => self.health.check(),
+        };
+        match state {
+            Ok(()) => text(StatusCode::OK, "ok\n"),
+            Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, reason + "\n"),
+        }
+    }
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response
+}
