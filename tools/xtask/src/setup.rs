@@ -1,0 +1,100 @@
+//! Everything between a fresh Debian and a running demo.
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{packages, run};
+
+/// The last nerdctl whose module and dependencies a module proxy is known to answer for.
+const NERDCTL: &str = "2.1.2";
+
+/// Installs and builds all that demo, bench and test need, except d7y itself.
+///
+/// # Errors
+/// Not root, or an installation failed.
+pub fn everything() -> Result<()> {
+    packages::ensure(packages::BUILD)?;
+    packages::ensure(packages::RIG)?;
+    nerdctl();
+    Ok(())
+}
+
+/// Sets up, builds the daemons and becomes `d7y-bench`.
+pub fn then_bench(command: &str, args: &[String]) -> Result<ExitCode> {
+    let wants_help = args.iter().any(|arg| arg == "--help" || arg == "-h");
+    if !wants_help && !run::is_root() {
+        bail!("cargo xtask {command} makes network namespaces and mounts: run it as root");
+    }
+    if !wants_help {
+        everything()?;
+    }
+    run::step("build the daemons and the rig (release)", || build(Profile::Release))?;
+    let mut bench = Command::new(run::target_dir().join("release/d7y-bench"));
+    if command == "demo" {
+        bench.arg("demo");
+    }
+    bench.args(args).env("D7Y_TARGET_DIR", run::target_dir());
+    let error = bench.exec();
+    Err(error).context("cannot start d7y-bench")
+}
+
+/// What the daemons are built for.
+#[derive(Clone, Copy)]
+pub enum Profile {
+    Dev,
+    Release,
+}
+
+/// Builds every daemon, and the rig that starts them.
+pub fn build(profile: Profile) -> Result<()> {
+    let mut build = run::cargo();
+    build.args(["build", "--locked", "--bins"]);
+    for package in ["d7y-peer", "d7y-scheduler", "d7y-snapshotter", "d7y-bench"] {
+        build.args(["-p", package]);
+    }
+    if let Profile::Release = profile {
+        build.arg("--release");
+    }
+    run::to_end(&mut build)
+}
+
+/// Builds nerdctl where Go is present. Without Go, or without its modules, the rig drives
+/// containerd through its own API: said here, and again in what the demo prints.
+pub fn nerdctl() {
+    let tools = run::tools_dir();
+    let binary = tools.join("nerdctl");
+    if says_version(&binary, NERDCTL) {
+        return;
+    }
+    if !run::in_path("go") {
+        eprintln!(
+            "Go is not here, so there will be no nerdctl: containerd is driven through its API instead."
+        );
+        return;
+    }
+    eprintln!("This builds nerdctl {NERDCTL} with Go, into {} (about a minute).", tools.display());
+    if run::step("go build nerdctl", || run::to_end(&mut go_build(&binary))).is_err() {
+        eprintln!("nerdctl could not be built: containerd is driven through its API instead.");
+    }
+}
+
+fn go_build(binary: &Path) -> Command {
+    let mut go = Command::new("go");
+    // The go.mod names nerdctl alone; go.sum beside it pins all that it needs.
+    go.args(["build", "-mod=readonly", "-trimpath", "-ldflags", "-s -w", "-o"])
+        .arg(binary)
+        .arg("github.com/containerd/nerdctl/v2/cmd/nerdctl")
+        .current_dir(run::workspace().join("tools/bench/go/nerdctl"))
+        .env("CGO_ENABLED", "0");
+    go
+}
+
+/// Whether the tool is there and is of this version.
+pub fn says_version(binary: &Path, version: &str) -> bool {
+    Command::new(binary).arg("--version").output().is_ok_and(|output| {
+        String::from_utf8_lossy(&output.stdout).split_whitespace().any(|word| word == version)
+    })
+}
