@@ -1,0 +1,119 @@
+use std::collections::{HashMap, VecDeque};
+
+use crate::{Bits, Lane, ParentId};
+
+/// Read-ahead behind a sequential reader starts at this many chunks and doubles.
+const READ_AHEAD_FIRST: u32 = 4;
+/// About 4 MiB of ordinary chunks: at 100 Mbit/s a tenth of a second of link, which hides the round trips.
+const READ_AHEAD_MOST: u32 = 64;
+/// A demand this little ahead of the last one still counts as sequential: the kernel skips what it has cached.
+const SEQUENTIAL_GAP: u32 = 8;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ChunkState {
+    Absent,
+    Wanted(Lane),
+    InFlight,
+    Present,
+}
+
+/// One layer as the planner sees it.
+#[derive(Debug)]
+pub(crate) struct LayerState {
+    pub frame_bytes: Vec<u32>,
+    pub chunks: Vec<ChunkState>,
+    /// Chunk numbers in the order asked for. An entry whose chunk has moved on is stale and skipped.
+    queues: [VecDeque<u32>; 3],
+    pub holders: HashMap<ParentId, Bits>,
+    /// Wanted, but no parent holds them: they go back to their lanes when a holder appears.
+    unheld: Vec<u32>,
+    next_demand: u32,
+    read_ahead: u32,
+}
+
+impl LayerState {
+    pub fn new(frame_bytes: Vec<u32>, present: &Bits) -> Self {
+        let state = |n| if present.get(n) { ChunkState::Present } else { ChunkState::Absent };
+        let chunks = (0..frame_bytes.len() as u32).map(state).collect();
+        Self {
+            frame_bytes,
+            chunks,
+            queues: Default::default(),
+            holders: HashMap::new(),
+            unheld: Vec::new(),
+            next_demand: 0,
+            read_ahead: 0,
+        }
+    }
+
+    pub fn len(&self) -> u32 {
+        self.chunks.len() as u32
+    }
+
+    /// Queues a chunk in a lane unless it is there already, under way, or waiting in a higher lane.
+    pub fn want(&mut self, chunk: u32, lane: Lane) {
+        let Some(state) = self.chunks.get_mut(chunk as usize) else { return };
+        let queue = match *state {
+            ChunkState::Absent => true,
+            ChunkState::Wanted(current) => lane < current,
+            ChunkState::InFlight | ChunkState::Present => false,
+        };
+        if queue {
+            *state = ChunkState::Wanted(lane);
+            self.queues[lane as usize].push_back(chunk);
+        }
+    }
+
+    /// Puts a chunk back at the head of its lane after a request for it failed.
+    pub fn want_again(&mut self, chunk: u32, lane: Lane) {
+        self.chunks[chunk as usize] = ChunkState::Wanted(lane);
+        self.queues[lane as usize].push_front(chunk);
+    }
+
+    /// Notes a demand and returns the chunks that a sequential reader will want next.
+    pub fn read_ahead(&mut self, chunk: u32) -> std::ops::Range<u32> {
+        let sequential = (self.next_demand..self.next_demand.saturating_add(SEQUENTIAL_GAP)).contains(&chunk);
+        self.next_demand = chunk + 1;
+        if !sequential {
+            self.read_ahead = 0;
+            return 0..0;
+        }
+        self.read_ahead = (self.read_ahead * 2).clamp(READ_AHEAD_FIRST, READ_AHEAD_MOST);
+        chunk + 1..(chunk + 1 + self.read_ahead).min(self.len())
+    }
+
+    /// The next chunk that still waits in a lane.
+    pub fn peek(&mut self, lane: Lane) -> Option<u32> {
+        let queue = &mut self.queues[lane as usize];
+        while let Some(&chunk) = queue.front() {
+            if self.chunks[chunk as usize] == ChunkState::Wanted(lane) {
+                return Some(chunk);
+            }
+            queue.pop_front();
+        }
+        None
+    }
+
+    pub fn pop(&mut self, lane: Lane) {
+        self.queues[lane as usize].pop_front();
+    }
+
+    pub fn set_aside(&mut self, chunk: u32, lane: Lane) {
+        self.pop(lane);
+        self.unheld.push(chunk);
+    }
+
+    /// To be called when somebody gained chunks of this layer.
+    pub fn holders_changed(&mut self) {
+        for chunk in std::mem::take(&mut self.unheld) {
+            if let ChunkState::Wanted(lane) = self.chunks[chunk as usize] {
+                self.queues[lane as usize].push_back(chunk);
+            }
+        }
+    }
+
+    /// Whether a reader waits for a chunk that no parent holds.
+    pub fn has_unheld_demand(&self) -> bool {
+        self.unheld.iter().any(|n| self.chunks[*n as usize] == ChunkState::Wanted(Lane::Demand))
+    }
+}

@@ -1,0 +1,31 @@
+//! What a peer fetches next, and from whom. No I/O, no clock, no randomness of its own: the peer feeds events in
+//! and carries out the requests that come out; the simulator does the same for many peers at once.
+
+mod bits;
+mod layer;
+mod parent;
+mod planner;
+
+pub use bits::Bits;
+pub use parent::ParentRole;
+pub use planner::{Limits, ParentId, Planner, Request};
+
+use d7y_types::Sha256Digest;
+
+/// A layer is known by the digest of its blob.
+pub type LayerKey = Sha256Digest;
+
+/// Who is waiting for a chunk. A lower lane is served only when no higher one has anything to ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Lane {
+    /// A process is blocked in a read.
+    Demand = 0,
+    /// An access trace, or read-ahead behind a sequential reader, says that a read will come.
+    Prefetch = 1,
+    /// The rest of the layer, so that the node no longer depends on others.
+    Background = 2,
+}
+
+impl Lane {
+    pub const ALL: [Self; 3] = [Self::Demand, Self::Prefetch, Self::Background];
+}

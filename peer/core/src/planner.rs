@@ -1,0 +1,289 @@
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::time::{Duration, Instant};
+
+use crate::layer::{ChunkState, LayerState};
+use crate::parent::{Parent, ParentRole};
+use crate::{Bits, Lane, LayerKey};
+
+/// A parent, as numbered by the caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ParentId(pub u32);
+
+/// Chunks to ask of one parent in one message.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Request {
+    pub parent: ParentId,
+    pub layer: LayerKey,
+    pub lane: Lane,
+    pub chunks: Vec<u32>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Bytes asked of one parent and not yet received, by lane. A demand waits behind at most the lower two.
+    pub window_bytes: [u64; 3],
+    /// Background waits until nothing of a higher lane was asked for this long.
+    pub quiet: Duration,
+    /// A chunk asked for this long ago is asked of somebody else.
+    pub overdue: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            window_bytes: [8 << 20, 512 << 10, 256 << 10],
+            quiet: Duration::from_secs(2),
+            overdue: Duration::from_secs(5),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct InFlight {
+    lane: Lane,
+    parent: ParentId,
+    since: Instant,
+}
+
+/// Owns what is wanted, what is under way and who holds what.
+#[derive(Debug)]
+pub struct Planner {
+    limits: Limits,
+    layers: HashMap<LayerKey, LayerState>,
+    /// Layers in the order in which they were added: the order in which lanes are served.
+    order: Vec<LayerKey>,
+    parents: HashMap<ParentId, Parent>,
+    /// Bounded by the parents' windows.
+    in_flight: HashMap<(LayerKey, u32), InFlight>,
+    last_urgent: Option<Instant>,
+    /// Spreads the background order of different peers, so that they have something to trade.
+    rotation: u64,
+}
+
+impl Planner {
+    pub fn new(limits: Limits, rotation: u64) -> Self {
+        Self {
+            limits,
+            layers: HashMap::new(),
+            order: Vec::new(),
+            parents: HashMap::new(),
+            in_flight: HashMap::new(),
+            last_urgent: None,
+            rotation,
+        }
+    }
+
+    /// `frame_bytes` holds the transfer size of each chunk, 0 for chunks of zeros (which are never fetched).
+    pub fn add_layer(&mut self, layer: LayerKey, frame_bytes: Vec<u32>, present: &Bits) {
+        if let Entry::Vacant(slot) = self.layers.entry(layer) {
+            slot.insert(LayerState::new(frame_bytes, present));
+            self.order.push(layer);
+        }
+    }
+
+    pub fn remove_layer(&mut self, layer: LayerKey) {
+        self.layers.remove(&layer);
+        self.in_flight.retain(|(key, _), _| *key != layer);
+        self.order.retain(|key| *key != layer);
+    }
+
+    pub fn add_parent(&mut self, parent: ParentId, role: ParentRole) {
+        self.parents.entry(parent).or_insert_with(|| Parent::new(role));
+    }
+
+    /// What was under way at the parent is wanted again.
+    pub fn remove_parent(&mut self, parent: ParentId) {
+        self.parents.remove(&parent);
+        self.layers.values_mut().for_each(|layer| drop(layer.holders.remove(&parent)));
+        self.requeue(|flight| flight.parent == parent);
+    }
+
+    /// What the parent holds of a layer; replaces what it said before.
+    pub fn set_holding(&mut self, layer: LayerKey, parent: ParentId, bits: Bits) {
+        if let Some(state) = self.layers.get_mut(&layer).filter(|state| state.len() == bits.len()) {
+            state.holders.insert(parent, bits);
+            state.holders_changed();
+        }
+    }
+
+    pub fn add_holding(&mut self, layer: LayerKey, parent: ParentId, chunks: impl IntoIterator<Item = u32>) {
+        let Some(state) = self.layers.get_mut(&layer) else { return };
+        let Some(bits) = state.holders.get_mut(&parent) else { return };
+        chunks.into_iter().for_each(|chunk| bits.set(chunk));
+        state.holders_changed();
+    }
+
+    pub fn is_present(&self, layer: LayerKey, chunk: u32) -> bool {
+        self.layers.get(&layer).is_some_and(|s| s.chunks.get(chunk as usize) == Some(&ChunkState::Present))
+    }
+
+    pub fn want(&mut self, layer: LayerKey, chunks: impl IntoIterator<Item = u32>, lane: Lane, now: Instant) {
+        let Some(state) = self.layers.get_mut(&layer) else { return };
+        let mut ahead = 0..0;
+        for chunk in chunks {
+            state.want(chunk, lane);
+            if lane == Lane::Demand {
+                ahead = state.read_ahead(chunk);
+            }
+        }
+        ahead.for_each(|chunk| state.want(chunk, Lane::Prefetch));
+        if lane != Lane::Background {
+            self.last_urgent = Some(now);
+        }
+    }
+
+    /// Queues all that is missing of a layer in the background lane.
+    pub fn want_rest(&mut self, layer: LayerKey) {
+        let Some(state) = self.layers.get_mut(&layer) else { return };
+        let len = state.len();
+        let start = if len == 0 { 0 } else { (self.rotation % u64::from(len)) as u32 };
+        (start..len).chain(0..start).for_each(|chunk| state.want(chunk, Lane::Background));
+    }
+
+    /// A verified chunk is on this node, from whomever.
+    pub fn arrived(&mut self, layer: LayerKey, chunk: u32, now: Instant) {
+        let Some(state) = self.layers.get_mut(&layer) else { return };
+        let Some(slot) = state.chunks.get_mut(chunk as usize) else { return };
+        *slot = ChunkState::Present;
+        if let Some(flight) = self.in_flight.remove(&(layer, chunk))
+            && let Some(parent) = self.parents.get_mut(&flight.parent)
+        {
+            parent.delivered(flight.lane, u64::from(state.frame_bytes[chunk as usize]), now);
+        }
+    }
+
+    /// The parent said that it has no such chunk, or sent a bad one: ask another.
+    pub fn refused(&mut self, layer: LayerKey, chunk: u32, by: ParentId) {
+        let Some(state) = self.layers.get_mut(&layer) else { return };
+        if let Some(bits) = state.holders.get_mut(&by) {
+            bits.clear(chunk);
+        }
+        if self.in_flight.get(&(layer, chunk)).is_some_and(|flight| flight.parent == by) {
+            self.put_back(layer, chunk);
+        }
+    }
+
+    /// A chunk could not be kept (disk full): it was delivered, but is absent again.
+    pub fn dropped(&mut self, layer: LayerKey, chunk: u32, now: Instant) {
+        self.arrived(layer, chunk, now);
+        if let Some(slot) = self.layers.get_mut(&layer).and_then(|s| s.chunks.get_mut(chunk as usize)) {
+            *slot = ChunkState::Absent;
+        }
+    }
+
+    /// Whether somebody waits for a chunk that no parent holds.
+    pub fn has_orphans(&self, layer: LayerKey) -> bool {
+        self.layers.get(&layer).is_some_and(LayerState::has_unheld_demand)
+    }
+
+    /// Requests to send now, highest lane first.
+    pub fn next_requests(&mut self, now: Instant) -> Vec<Request> {
+        let overdue = self.limits.overdue;
+        self.requeue(|flight| now.saturating_duration_since(flight.since) >= overdue);
+        let mut requests = Vec::new();
+        for lane in Lane::ALL {
+            if lane == Lane::Background && !self.is_quiet(now) {
+                break;
+            }
+            let mut waiting = false;
+            for key in self.order.clone() {
+                waiting |= self.plan_layer(key, lane, now, &mut requests);
+            }
+            if waiting {
+                break;
+            }
+        }
+        requests
+    }
+
+    /// When to call `next_requests` again although nothing happened.
+    pub fn next_wake(&self, now: Instant) -> Duration {
+        match self.last_urgent {
+            Some(at) if !self.is_quiet(now) => (at + self.limits.quiet).saturating_duration_since(now),
+            _ => self.limits.overdue,
+        }
+        .clamp(Duration::from_millis(10), Duration::from_secs(1))
+    }
+
+    fn is_quiet(&self, now: Instant) -> bool {
+        self.last_urgent.is_none_or(|at| now.saturating_duration_since(at) >= self.limits.quiet)
+    }
+
+    /// Assigns what waits in a lane of one layer; true when something that has holders is left for want of window.
+    fn plan_layer(&mut self, key: LayerKey, lane: Lane, now: Instant, out: &mut Vec<Request>) -> bool {
+        let Some(state) = self.layers.get_mut(&key) else { return false };
+        let window = self.limits.window_bytes[lane as usize];
+        while let Some(chunk) = state.peek(lane) {
+            let bytes = u64::from(state.frame_bytes[chunk as usize]);
+            match choose(&self.parents, state, chunk, |p| p.has_room(lane, bytes, window)) {
+                Choice::Parent(parent) => {
+                    state.pop(lane);
+                    state.chunks[chunk as usize] = ChunkState::InFlight;
+                    self.in_flight.insert((key, chunk), InFlight { lane, parent, since: now });
+                    self.parents.get_mut(&parent).expect("chosen from this map").asked(lane, bytes, now);
+                    append(out, parent, key, lane, chunk);
+                }
+                Choice::NoWindow => return true,
+                Choice::NoHolder => state.set_aside(chunk, lane),
+            }
+        }
+        false
+    }
+
+    fn requeue(&mut self, which: impl Fn(&InFlight) -> bool) {
+        let hit: Vec<_> = self.in_flight.iter().filter(|(_, f)| which(f)).map(|(key, _)| *key).collect();
+        hit.into_iter().for_each(|(layer, chunk)| self.put_back(layer, chunk));
+    }
+
+    fn put_back(&mut self, layer: LayerKey, chunk: u32) {
+        let Some(flight) = self.in_flight.remove(&(layer, chunk)) else { return };
+        let Some(state) = self.layers.get_mut(&layer) else { return };
+        state.want_again(chunk, flight.lane);
+        if let Some(parent) = self.parents.get_mut(&flight.parent) {
+            parent.forget(flight.lane, u64::from(state.frame_bytes[chunk as usize]));
+        }
+    }
+}
+
+enum Choice {
+    Parent(ParentId),
+    NoWindow,
+    NoHolder,
+}
+
+/// The holder with the shortest estimated queue, among those that have room.
+fn choose(
+    parents: &HashMap<ParentId, Parent>,
+    state: &LayerState,
+    chunk: u32,
+    has_room: impl Fn(&Parent) -> bool,
+) -> Choice {
+    let bytes = u64::from(state.frame_bytes[chunk as usize]);
+    let mut held = false;
+    let mut best: Option<(f64, ParentId)> = None;
+    for (id, bits) in &state.holders {
+        let Some(parent) = parents.get(id).filter(|_| bits.get(chunk)) else { continue };
+        held = true;
+        let cost = parent.cost(bytes);
+        if has_room(parent) && best.is_none_or(|(least, at)| (cost, *id) < (least, at)) {
+            best = Some((cost, *id));
+        }
+    }
+    match best {
+        Some((_, parent)) => Choice::Parent(parent),
+        None if held => Choice::NoWindow,
+        None => Choice::NoHolder,
+    }
+}
+
+fn append(out: &mut Vec<Request>, parent: ParentId, layer: LayerKey, lane: Lane, chunk: u32) {
+    let open = out.iter_mut().find(|r| r.parent == parent && r.layer == layer && r.lane == lane);
+    match open {
+        Some(request) => request.chunks.push(chunk),
+        None => out.push(Request { parent, layer, lane, chunks: vec![chunk] }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

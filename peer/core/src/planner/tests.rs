@@ -1,0 +1,123 @@
+use d7y_types::Sha256Digest;
+
+use super::*;
+
+const LAYER: LayerKey = Sha256Digest([7; 32]);
+const SEED: ParentId = ParentId(1);
+const NODE: ParentId = ParentId(2);
+
+struct Rig {
+    planner: Planner,
+    now: Instant,
+}
+
+impl Rig {
+    fn new(chunks: u32) -> Self {
+        let limits = Limits { window_bytes: [400, 200, 100], ..Limits::default() };
+        let mut planner = Planner::new(limits, 0);
+        planner.add_layer(LAYER, vec![100; chunks as usize], &Bits::new(chunks));
+        planner.add_parent(SEED, ParentRole::Seed);
+        planner.set_holding(LAYER, SEED, Bits::all(chunks));
+        Self { planner, now: Instant::now() }
+    }
+
+    fn asked(&mut self) -> Vec<(ParentId, Lane, Vec<u32>)> {
+        let requests = self.planner.next_requests(self.now);
+        requests.into_iter().map(|r| (r.parent, r.lane, r.chunks)).collect()
+    }
+
+    fn want(&mut self, chunks: &[u32], lane: Lane) {
+        self.planner.want(LAYER, chunks.iter().copied(), lane, self.now);
+    }
+}
+
+#[test]
+fn a_chunk_is_asked_for_once_however_many_want_it() {
+    let mut rig = Rig::new(20);
+    rig.want(&[10], Lane::Demand);
+    rig.want(&[10], Lane::Demand);
+    rig.want(&[10], Lane::Prefetch);
+    assert_eq!(rig.asked(), [(SEED, Lane::Demand, vec![10])]);
+    rig.want(&[10], Lane::Demand);
+    assert_eq!(rig.asked(), []);
+    rig.planner.arrived(LAYER, 10, rig.now);
+    rig.want(&[10], Lane::Demand);
+    assert_eq!(rig.asked(), []);
+    assert!(rig.planner.is_present(LAYER, 10));
+}
+
+#[test]
+fn demand_overtakes_prefetch_and_background() {
+    let mut rig = Rig::new(20);
+    rig.planner.want_rest(LAYER);
+    assert_eq!(rig.asked(), [(SEED, Lane::Background, vec![0])]);
+    rig.want(&[15, 16], Lane::Prefetch);
+    rig.want(&[16], Lane::Demand);
+    assert_eq!(rig.asked(), [(SEED, Lane::Demand, vec![16]), (SEED, Lane::Prefetch, vec![15])]);
+    rig.planner.arrived(LAYER, 0, rig.now);
+    assert_eq!(rig.asked(), [], "background waits until it is quiet");
+    rig.now += Limits::default().quiet;
+    assert_eq!(rig.asked(), [(SEED, Lane::Background, vec![1])]);
+}
+
+#[test]
+fn a_node_that_holds_the_chunk_is_asked_before_the_seed() {
+    let mut rig = Rig::new(20);
+    rig.planner.add_parent(NODE, ParentRole::Node);
+    rig.planner.set_holding(LAYER, NODE, Bits::new(20));
+    rig.planner.add_holding(LAYER, NODE, [12]);
+    rig.want(&[12, 19], Lane::Demand);
+    let mut asked = rig.asked();
+    asked.sort();
+    assert_eq!(asked, [(SEED, Lane::Demand, vec![19]), (NODE, Lane::Demand, vec![12])]);
+}
+
+#[test]
+fn what_a_lost_parent_owed_is_asked_of_another() {
+    let mut rig = Rig::new(20);
+    rig.planner.add_parent(NODE, ParentRole::Node);
+    rig.planner.set_holding(LAYER, NODE, Bits::all(20));
+    rig.want(&[12], Lane::Demand);
+    assert_eq!(rig.asked(), [(NODE, Lane::Demand, vec![12])]);
+    rig.planner.remove_parent(NODE);
+    assert_eq!(rig.asked(), [(SEED, Lane::Demand, vec![12])]);
+    rig.now += Limits::default().overdue;
+    assert_eq!(rig.asked(), [(SEED, Lane::Demand, vec![12])], "overdue: asked again");
+}
+
+#[test]
+fn a_refused_chunk_is_an_orphan_until_somebody_holds_it() {
+    let mut rig = Rig::new(20);
+    rig.want(&[12], Lane::Demand);
+    rig.asked();
+    rig.planner.refused(LAYER, 12, SEED);
+    assert_eq!(rig.asked(), []);
+    assert!(rig.planner.has_orphans(LAYER));
+    rig.planner.add_holding(LAYER, SEED, [12]);
+    assert_eq!(rig.asked(), [(SEED, Lane::Demand, vec![12])]);
+    assert!(!rig.planner.has_orphans(LAYER));
+}
+
+#[test]
+fn a_sequential_reader_gets_growing_read_ahead() {
+    let mut rig = Rig::new(200);
+    rig.want(&[50], Lane::Demand);
+    assert_eq!(rig.asked(), [(SEED, Lane::Demand, vec![50])], "the first read says nothing");
+    rig.want(&[51], Lane::Demand);
+    assert_eq!(rig.asked(), [(SEED, Lane::Demand, vec![51]), (SEED, Lane::Prefetch, vec![52, 53])]);
+    for chunk in 50..54 {
+        rig.planner.arrived(LAYER, chunk, rig.now);
+    }
+    assert_eq!(rig.asked(), [(SEED, Lane::Prefetch, vec![54, 55])]);
+}
+
+#[test]
+fn a_chunk_that_the_disk_refused_can_be_asked_for_again() {
+    let mut rig = Rig::new(20);
+    rig.want(&[12], Lane::Demand);
+    rig.asked();
+    rig.planner.dropped(LAYER, 12, rig.now);
+    assert!(!rig.planner.is_present(LAYER, 12));
+    rig.want(&[12], Lane::Demand);
+    assert_eq!(rig.asked(), [(SEED, Lane::Demand, vec![12])]);
+}
