@@ -1,1 +1,31 @@
+//! The node's chunks on disk.
+//!
+//! ```text
+//! <directory>/format                 version of this layout
+//! <directory>/layers/<sha256 hex>/   one directory per layer, complete once it has this name
+//!     index                          the sealed layer index
+//!     device                         sparse; uncompressed chunks, what the kernel reads
+//!     device.bits                    which chunks of the device are valid
+//!     pack                           sparse; frames as they travel, what other peers read
+//!     pack.bits                      which frames of the pack are valid
+//!     boot                           the boot that last vouched for the bits
+//! <directory>/staging/               layers whose index is not known yet; emptied at start
+//! ```
+//!
+//! Order of writes: data, then the bit. The page cache keeps both over a kill of the process. After a crash of the
+//! machine the bits may be ahead of the data, so the first open in a new boot hashes what the bits claim.
+//! One process owns a store; others may read `device` and `device.bits` of it, which change only from 0 to 1.
 
+mod bitmap;
+mod error;
+mod layer;
+mod staging;
+mod store;
+mod verify;
+
+pub use bitmap::Bitmap;
+pub use error::StoreError;
+pub use layer::{FrameLocation, Layer, LayerPaths};
+pub use staging::Staging;
+pub use store::{Store, StoreOptions, Usage};
+pub use verify::{VerifyError, decode_chunk};

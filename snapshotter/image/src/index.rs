@@ -26,7 +26,8 @@ use crate::trust::TRAILER_BYTES;
 const MAGIC: &[u8; 8] = b"D7YINDEX";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 96;
-const CHUNK_BYTES: usize = 40;
+/// Size of a chunk's record, in bytes.
+pub const CHUNK_RECORD_BYTES: usize = 40;
 const FRAME_MASK: u32 = (1 << 30) - 1;
 
 /// An index larger than this is refused: 64 MiB of chunks describe about 100 GiB of 64 KiB chunks.
@@ -61,6 +62,35 @@ pub struct Chunk {
 impl Chunk {
     pub fn device_range(&self) -> ByteRange {
         ByteRange::new(u64::from(self.device_block) * BLOCK_BYTES, u64::from(self.blocks) * BLOCK_BYTES)
+    }
+
+    /// The chunk's record in an index, which is also how it is announced while its layer is still being read.
+    pub fn encode(&self) -> [u8; CHUNK_RECORD_BYTES] {
+        let mut out = [0; CHUNK_RECORD_BYTES];
+        out[..4].copy_from_slice(&self.blocks.to_le_bytes());
+        out[4..8].copy_from_slice(&((self.codec as u32) << 30 | self.frame_bytes).to_le_bytes());
+        out[8..].copy_from_slice(&self.hash.0);
+        out
+    }
+
+    /// The chunk that follows `previous` in its layer. `None` when the record is malformed.
+    pub fn decode(record: &[u8; CHUNK_RECORD_BYTES], previous: Option<&Chunk>) -> Option<Self> {
+        let (words, _) = record.as_chunks::<4>();
+        let (blocks, packed) = (u32::from_le_bytes(words[0]), u32::from_le_bytes(words[1]));
+        let codec = match packed >> 30 {
+            0 => Codec::Zero,
+            1 => Codec::Raw,
+            2 => Codec::Zstd,
+            _ => return None,
+        };
+        let mut hash = ChunkHash([0; 32]);
+        hash.0.copy_from_slice(&record[8..]);
+        let device_block = previous.map_or(Some(0), |c| c.device_block.checked_add(c.blocks))?;
+        device_block.checked_add(blocks)?;
+        let pack_offset = previous.map_or(0, |c| c.pack_offset + u64::from(c.frame_bytes));
+        let frame_bytes = packed & FRAME_MASK;
+        let chunk = Self { device_block, blocks, pack_offset, frame_bytes, codec, hash };
+        well_formed(&chunk).then_some(chunk)
     }
 
     /// Uncompressed length in bytes.
@@ -115,7 +145,8 @@ impl LayerIndex {
     pub fn encode(&self) -> Result<Vec<u8>, IndexError> {
         let stored = zstd::bulk::compress(&self.bootstrap, 9).map_err(IndexError::Bootstrap)?;
         let size = |len: usize, what| u32::try_from(len).map_err(|_| IndexError::Limit(what));
-        let mut out = Vec::with_capacity(HEADER_BYTES + self.chunks.len() * CHUNK_BYTES + stored.len());
+        let mut out =
+            Vec::with_capacity(HEADER_BYTES + self.chunks.len() * CHUNK_RECORD_BYTES + stored.len());
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
         out.extend_from_slice(&size(self.chunks.len(), "chunks")?.to_le_bytes());
@@ -126,9 +157,7 @@ impl LayerIndex {
         out.extend_from_slice(&size(stored.len(), "bootstrap")?.to_le_bytes());
         out.extend_from_slice(&[0; 4]);
         for chunk in &self.chunks {
-            out.extend_from_slice(&chunk.blocks.to_le_bytes());
-            out.extend_from_slice(&((chunk.codec as u32) << 30 | chunk.frame_bytes).to_le_bytes());
-            out.extend_from_slice(&chunk.hash.0);
+            out.extend_from_slice(&chunk.encode());
         }
         for nid in &self.implied {
             out.extend_from_slice(&nid.to_le_bytes());
@@ -173,32 +202,11 @@ impl LayerIndex {
 }
 
 fn decode_chunks(input: &mut Input<'_>, count: usize) -> Result<Vec<Chunk>, IndexError> {
-    let raw = input.take(count.checked_mul(CHUNK_BYTES).ok_or(IndexError::Limit("chunks"))?)?;
-    let (mut device_block, mut pack_offset) = (0u32, 0u64);
-    let mut chunks = Vec::with_capacity(count);
-    for (n, raw) in raw.chunks_exact(CHUNK_BYTES).enumerate() {
-        let mut field = Input(raw);
-        let (blocks, packed) = (field.u32()?, field.u32()?);
-        let codec = match packed >> 30 {
-            0 => Codec::Zero,
-            1 => Codec::Raw,
-            2 => Codec::Zstd,
-            _ => return Err(IndexError::Chunk(n)),
-        };
-        let chunk = Chunk {
-            device_block,
-            blocks,
-            pack_offset,
-            frame_bytes: packed & FRAME_MASK,
-            codec,
-            hash: ChunkHash(field.array()?),
-        };
-        if !well_formed(&chunk) {
-            return Err(IndexError::Chunk(n));
-        }
-        device_block = device_block.checked_add(blocks).ok_or(IndexError::Limit("device bytes"))?;
-        pack_offset += u64::from(chunk.frame_bytes);
-        chunks.push(chunk);
+    let bytes = count.checked_mul(CHUNK_RECORD_BYTES).ok_or(IndexError::Limit("chunks"))?;
+    let (records, _) = input.take(bytes)?.as_chunks::<CHUNK_RECORD_BYTES>();
+    let mut chunks: Vec<Chunk> = Vec::with_capacity(count);
+    for (n, record) in records.iter().enumerate() {
+        chunks.push(Chunk::decode(record, chunks.last()).ok_or(IndexError::Chunk(n))?);
     }
     Ok(chunks)
 }

@@ -6,5 +6,5 @@
 mod index;
 mod trust;
 
-pub use index::{Chunk, Codec, IndexError, LayerIndex, MAX_CHUNK_BYTES, MAX_INDEX_BYTES};
+pub use index::{CHUNK_RECORD_BYTES, Chunk, Codec, IndexError, LayerIndex, MAX_CHUNK_BYTES, MAX_INDEX_BYTES};
 pub use trust::{IndexSigner, TrustError, TrustedKeys};

@@ -1,0 +1,35 @@
+use std::io;
+use std::path::PathBuf;
+
+use d7y_image::IndexError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("the store is full: no layer can be evicted; raise store.limit or free space")]
+    Full,
+    #[error("cannot use {path}")]
+    Io {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{path} holds a store of version {found:?}, this d7y writes version {expected}; move it away")]
+    Version { path: PathBuf, found: String, expected: u32 },
+    #[error("another process uses the store {0}; two peers need two directories")]
+    Locked(PathBuf),
+    #[error("the layer's index on disk is damaged")]
+    Index(#[from] IndexError),
+}
+
+impl StoreError {
+    /// A full disk and a full quota are the same to the caller: serve without keeping.
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                Self::Full
+            }
+            _ => Self::Io { path, source },
+        }
+    }
+}

@@ -1,0 +1,237 @@
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use d7y_image::{Chunk, Codec, LayerIndex};
+use d7y_types::{ByteRange, Sha256Digest};
+
+use crate::bitmap::Bitmap;
+use crate::error::StoreError;
+use crate::verify::hash;
+
+/// Where a frame lies in a pack: what an upload reads.
+#[derive(Debug, Clone)]
+pub struct FrameLocation {
+    pub file: Arc<File>,
+    pub offset: u64,
+    pub length: u32,
+}
+
+#[derive(Debug, Clone)]
+pub struct LayerPaths {
+    pub index: PathBuf,
+    pub device: PathBuf,
+    pub device_bits: PathBuf,
+}
+
+/// One layer in the store.
+#[derive(Debug)]
+pub struct Layer {
+    digest: Sha256Digest,
+    directory: PathBuf,
+    chunks: Vec<Chunk>,
+    device_bytes: u64,
+    device: File,
+    device_bits: Bitmap,
+    pack: Arc<File>,
+    pack_bits: Bitmap,
+    /// Bytes of chunks and frames that the bits claim; what the store's limit counts.
+    kept_bytes: AtomicU64,
+    last_used: AtomicU64,
+}
+
+impl Layer {
+    /// Opens a layer's directory. `boot` names this boot of the machine: when another one wrote the bits last,
+    /// everything that they claim is hashed first.
+    pub(crate) fn open(directory: &Path, boot: &str) -> Result<Self, StoreError> {
+        let at = |name: &str| directory.join(name);
+        let sealed = fs::read(at("index")).map_err(StoreError::io(at("index")))?;
+        let index = LayerIndex::decode(&sealed)?;
+        let open = |name: &str| {
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(at(name))
+                .map_err(StoreError::io(at(name)))
+        };
+        let device = open("device")?;
+        device.set_len(index.device_bytes()).map_err(StoreError::io(at("device")))?;
+        let len = index.chunks.len() as u32;
+        let bits = |name: &str| Bitmap::load(open(name)?, len).map_err(StoreError::io(at(name)));
+        let layer = Self {
+            digest: index.layer,
+            directory: directory.to_owned(),
+            device_bytes: index.device_bytes(),
+            device,
+            device_bits: bits("device.bits")?,
+            pack: Arc::new(open("pack")?),
+            pack_bits: bits("pack.bits")?,
+            chunks: index.chunks,
+            kept_bytes: AtomicU64::new(0),
+            last_used: AtomicU64::new(0),
+        };
+        layer.vouch(boot)?;
+        layer.set_zero_chunks()?;
+        layer.kept_bytes.store(layer.count_kept(), Ordering::Relaxed);
+        Ok(layer)
+    }
+
+    pub fn digest(&self) -> Sha256Digest {
+        self.digest
+    }
+
+    pub fn chunks(&self) -> &[Chunk] {
+        &self.chunks
+    }
+
+    pub fn device_bytes(&self) -> u64 {
+        self.device_bytes
+    }
+
+    /// Chunks whose uncompressed bytes can be read from the device.
+    pub fn readable(&self) -> &Bitmap {
+        &self.device_bits
+    }
+
+    /// Chunks whose frames can be uploaded.
+    pub fn shareable(&self) -> &Bitmap {
+        &self.pack_bits
+    }
+
+    pub fn kept_bytes(&self) -> u64 {
+        self.kept_bytes.load(Ordering::Relaxed)
+    }
+
+    pub fn paths(&self) -> LayerPaths {
+        LayerPaths {
+            index: self.directory.join("index"),
+            device: self.directory.join("device"),
+            device_bits: self.directory.join("device.bits"),
+        }
+    }
+
+    pub fn sealed_index(&self) -> Result<Vec<u8>, StoreError> {
+        let path = self.directory.join("index");
+        fs::read(&path).map_err(StoreError::io(path))
+    }
+
+    /// Chunk numbers that overlap a range of the device.
+    pub fn chunks_in(&self, range: ByteRange) -> std::ops::Range<u32> {
+        let first = self.chunks.partition_point(|c| c.device_range().end() <= range.offset);
+        let last = self.chunks.partition_point(|c| c.device_range().offset < range.end());
+        first as u32..last.max(first) as u32
+    }
+
+    /// Where a frame can be read, if it is here.
+    pub fn frame(&self, number: u32) -> Option<FrameLocation> {
+        let chunk = self.chunks.get(number as usize)?;
+        self.pack_bits.get(number).then(|| FrameLocation {
+            file: self.pack.clone(),
+            offset: chunk.pack_offset,
+            length: chunk.frame_bytes,
+        })
+    }
+
+    /// The bytes of a frame that is here.
+    pub fn read_frame(&self, number: u32) -> Result<Vec<u8>, StoreError> {
+        let chunk = &self.chunks[number as usize];
+        let mut frame = vec![0; chunk.frame_bytes as usize];
+        let path = || StoreError::io(self.directory.join("pack"));
+        self.pack.read_exact_at(&mut frame, chunk.pack_offset).map_err(path())?;
+        Ok(frame)
+    }
+
+    /// Keeps a chunk that the caller has verified. The device first: readers wait for it, other peers do not.
+    pub(crate) fn keep(&self, number: u32, frame: &[u8], data: &[u8]) -> Result<(), StoreError> {
+        let chunk = &self.chunks[number as usize];
+        self.keep_data(number, data)?;
+        let path = || StoreError::io(self.directory.join("pack"));
+        self.pack.write_all_at(frame, chunk.pack_offset).map_err(path())?;
+        if self.pack_bits.set(number).map_err(path())? {
+            self.kept_bytes.fetch_add(u64::from(chunk.frame_bytes), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn keep_data(&self, number: u32, data: &[u8]) -> Result<(), StoreError> {
+        let chunk = &self.chunks[number as usize];
+        let path = || StoreError::io(self.directory.join("device"));
+        self.device.write_all_at(data, chunk.device_range().offset).map_err(path())?;
+        if self.device_bits.set(number).map_err(path())? {
+            self.kept_bytes.fetch_add(chunk.bytes(), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn touch(&self, clock: u64) {
+        self.last_used.store(clock, Ordering::Relaxed);
+    }
+
+    pub(crate) fn last_used(&self) -> u64 {
+        self.last_used.load(Ordering::Relaxed)
+    }
+
+    /// Chunks of zeros are holes: readable and shareable from the start.
+    fn set_zero_chunks(&self) -> Result<(), StoreError> {
+        let zeros = || (0u32..).zip(&self.chunks).filter(|(_, c)| c.codec == Codec::Zero).map(|(n, _)| n);
+        if zeros().all(|n| self.device_bits.get(n) && self.pack_bits.get(n)) {
+            return Ok(());
+        }
+        self.device_bits.set_all(zeros()).map_err(StoreError::io(&self.directory))?;
+        self.pack_bits.set_all(zeros()).map_err(StoreError::io(&self.directory))
+    }
+
+    fn count_kept(&self) -> u64 {
+        let kept = |n: u32, chunk: &Chunk| {
+            let data = if self.device_bits.get(n) && chunk.codec != Codec::Zero { chunk.bytes() } else { 0 };
+            let frame = if self.pack_bits.get(n) { u64::from(chunk.frame_bytes) } else { 0 };
+            data + frame
+        };
+        (0u32..).zip(&self.chunks).map(|(n, chunk)| kept(n, chunk)).sum()
+    }
+
+    fn vouch(&self, boot: &str) -> Result<(), StoreError> {
+        let path = self.directory.join("boot");
+        if fs::read_to_string(&path).is_ok_and(|last| last == boot) {
+            return Ok(());
+        }
+        self.recheck()?;
+        fs::write(&path, boot).map_err(StoreError::io(path))
+    }
+
+    /// Hashes every chunk that the bits claim and withdraws those that are not what the index says.
+    /// Returns how many were withdrawn.
+    pub fn recheck(&self) -> Result<u32, StoreError> {
+        let mut withdrawn = 0;
+        let mut buffer = Vec::new();
+        for (n, chunk) in (0u32..).zip(&self.chunks).filter(|(_, c)| c.codec != Codec::Zero) {
+            if self.device_bits.get(n) && !self.device_matches(chunk, &mut buffer) {
+                self.device_bits.clear(n).map_err(StoreError::io(&self.directory))?;
+                withdrawn += 1;
+            }
+            if self.pack_bits.get(n) && !self.pack_matches(n, chunk) {
+                self.pack_bits.clear(n).map_err(StoreError::io(&self.directory))?;
+                withdrawn += 1;
+            }
+        }
+        if withdrawn > 0 {
+            tracing::warn!(layer = %self.digest, withdrawn, "damaged chunks on disk are withdrawn and will be refetched");
+        }
+        Ok(withdrawn)
+    }
+
+    fn device_matches(&self, chunk: &Chunk, buffer: &mut Vec<u8>) -> bool {
+        buffer.resize(chunk.bytes() as usize, 0);
+        let read: io::Result<()> = self.device.read_exact_at(buffer, chunk.device_range().offset);
+        read.is_ok() && hash(buffer) == chunk.hash
+    }
+
+    fn pack_matches(&self, number: u32, chunk: &Chunk) -> bool {
+        self.read_frame(number).is_ok_and(|frame| crate::decode_chunk(chunk, &frame).is_ok())
+    }
+}

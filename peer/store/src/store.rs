@@ -1,0 +1,228 @@
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use d7y_image::LayerIndex;
+use d7y_types::Sha256Digest;
+use parking_lot::Mutex;
+use rustix::fs::{FlockOperation, flock};
+
+use crate::error::StoreError;
+use crate::layer::Layer;
+use crate::staging::{Keep, Staging};
+
+const FORMAT_VERSION: u32 = 1;
+/// Free space that is left to others on the file system, so that d7y is never what fills a disk.
+const RESERVE_BYTES: u64 = 256 << 20;
+
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    pub directory: PathBuf,
+    /// Most bytes of chunks and frames to keep.
+    pub limit_bytes: u64,
+    /// Nodes mount devices; a pure seed only passes frames on.
+    pub devices: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Usage {
+    pub kept_bytes: u64,
+    pub limit_bytes: u64,
+    pub layers: usize,
+    pub evicted_layers: u64,
+}
+
+/// All layers of this peer. Cheap to share; every method blocks on disk for as long as its I/O takes.
+#[derive(Debug)]
+pub struct Store {
+    options: StoreOptions,
+    boot: String,
+    layers: Mutex<HashMap<Sha256Digest, Arc<Layer>>>,
+    pinned: Mutex<HashSet<Sha256Digest>>,
+    clock: AtomicU64,
+    evicted_layers: AtomicU64,
+    staged: AtomicU64,
+    _lock: File,
+}
+
+impl Store {
+    /// Opens or creates a store and everything in it. A damaged layer is dropped with a warning: it can be fetched
+    /// again, and one bad layer must not keep the peer from starting.
+    pub fn open(options: StoreOptions) -> Result<Self, StoreError> {
+        let directory = &options.directory;
+        fs::create_dir_all(directory.join("layers")).map_err(StoreError::io(directory))?;
+        let lock = lock(directory)?;
+        check_format(directory)?;
+        let staging = directory.join("staging");
+        if staging.exists() {
+            fs::remove_dir_all(&staging).map_err(StoreError::io(&staging))?;
+        }
+        fs::create_dir(&staging).map_err(StoreError::io(&staging))?;
+        let boot = boot_id();
+        let layers = open_layers(&directory.join("layers"), &boot)?;
+        Ok(Self {
+            options,
+            boot,
+            layers: Mutex::new(layers),
+            pinned: Mutex::default(),
+            clock: AtomicU64::new(1),
+            evicted_layers: AtomicU64::new(0),
+            staged: AtomicU64::new(0),
+            _lock: lock,
+        })
+    }
+
+    pub fn layer(&self, digest: Sha256Digest) -> Option<Arc<Layer>> {
+        let layer = self.layers.lock().get(&digest).cloned()?;
+        layer.touch(self.clock.fetch_add(1, Ordering::Relaxed));
+        Some(layer)
+    }
+
+    pub fn layers(&self) -> Vec<Arc<Layer>> {
+        self.layers.lock().values().cloned().collect()
+    }
+
+    /// Room for a layer whose index is still to come.
+    pub fn stage(&self, digest: Sha256Digest) -> Result<Staging, StoreError> {
+        let number = self.staged.fetch_add(1, Ordering::Relaxed);
+        let directory = self.options.directory.join("staging").join(format!("{}.{number}", digest.to_hex()));
+        let keep = if self.options.devices { Keep::FramesAndDevice } else { Keep::Frames };
+        Staging::create(directory, digest, keep)
+    }
+
+    /// Turns a staged layer into a layer. `index` must have been verified; `sealed` is its encoding.
+    pub fn commit(
+        &self,
+        staging: &Staging,
+        index: &LayerIndex,
+        sealed: &[u8],
+    ) -> Result<Arc<Layer>, StoreError> {
+        staging.settle(index, sealed, &self.boot)?;
+        let target = self.options.directory.join("layers").join(index.layer.to_hex());
+        let mut layers = self.layers.lock();
+        if let Some(layer) = layers.get(&index.layer) {
+            return Ok(layer.clone());
+        }
+        fs::rename(&staging.directory, &target).map_err(StoreError::io(&target))?;
+        let layer = Arc::new(Layer::open(&target, &self.boot)?);
+        layer.touch(self.clock.fetch_add(1, Ordering::Relaxed));
+        layers.insert(index.layer, layer.clone());
+        Ok(layer)
+    }
+
+    /// Keeps a verified chunk, evicting layers that nobody uses when the limit is near.
+    pub fn keep(&self, layer: &Layer, number: u32, frame: &[u8], data: &[u8]) -> Result<(), StoreError> {
+        self.make_room((frame.len() + data.len()) as u64, layer.digest())?;
+        layer.keep(number, frame, data)
+    }
+
+    /// Writes the uncompressed form of a chunk whose frame is here already.
+    pub fn unpack(&self, layer: &Layer, number: u32) -> Result<(), StoreError> {
+        let frame = layer.read_frame(number)?;
+        let chunk = &layer.chunks()[number as usize];
+        let data = crate::decode_chunk(chunk, &frame).map_err(|_| StoreError::Io {
+            path: layer.paths().device,
+            source: io::Error::new(io::ErrorKind::InvalidData, "the frame on disk is damaged"),
+        })?;
+        self.make_room(data.len() as u64, layer.digest())?;
+        layer.keep_data(number, &data)
+    }
+
+    /// Layers that must not be evicted: those that are mounted. Replaces the earlier set.
+    pub fn pin(&self, digests: impl IntoIterator<Item = Sha256Digest>) {
+        *self.pinned.lock() = digests.into_iter().collect();
+    }
+
+    pub fn usage(&self) -> Usage {
+        let layers = self.layers.lock();
+        Usage {
+            kept_bytes: layers.values().map(|layer| layer.kept_bytes()).sum(),
+            limit_bytes: self.options.limit_bytes,
+            layers: layers.len(),
+            evicted_layers: self.evicted_layers.load(Ordering::Relaxed),
+        }
+    }
+
+    fn make_room(&self, bytes: u64, user: Sha256Digest) -> Result<(), StoreError> {
+        while self.usage().kept_bytes + bytes > self.options.limit_bytes {
+            if !self.evict_one(user)? {
+                return Err(StoreError::Full);
+            }
+        }
+        match free_bytes(&self.options.directory) {
+            Some(free) if free < RESERVE_BYTES + bytes => Err(StoreError::Full),
+            _ => Ok(()),
+        }
+    }
+
+    /// Drops the layer that was used longest ago, of those that nobody needs.
+    fn evict_one(&self, user: Sha256Digest) -> Result<bool, StoreError> {
+        let mut layers = self.layers.lock();
+        let pinned = self.pinned.lock();
+        let idle = layers.values().filter(|layer| {
+            layer.digest() != user && !pinned.contains(&layer.digest()) && Arc::strong_count(layer) == 1
+        });
+        let Some(oldest) = idle.min_by_key(|layer| layer.last_used()).map(|layer| layer.digest()) else {
+            return Ok(false);
+        };
+        layers.remove(&oldest);
+        self.evicted_layers.fetch_add(1, Ordering::Relaxed);
+        let path = self.options.directory.join("layers").join(oldest.to_hex());
+        fs::remove_dir_all(&path).map_err(StoreError::io(path))?;
+        Ok(true)
+    }
+}
+
+fn lock(directory: &Path) -> Result<File, StoreError> {
+    let path = directory.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(StoreError::io(&path))?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| StoreError::Locked(directory.to_owned()))?;
+    Ok(file)
+}
+
+fn check_format(directory: &Path) -> Result<(), StoreError> {
+    let path = directory.join("format");
+    let mut found = String::new();
+    match File::open(&path) {
+        Ok(file) => file.take(64).read_to_string(&mut found).map_err(StoreError::io(&path))?,
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => {
+            return fs::write(&path, format!("{FORMAT_VERSION}\n")).map_err(StoreError::io(path));
+        }
+        Err(other) => return Err(StoreError::io(path)(other)),
+    };
+    if found.trim() == FORMAT_VERSION.to_string() {
+        return Ok(());
+    }
+    let found = found.trim().to_owned();
+    Err(StoreError::Version { path: directory.to_owned(), found, expected: FORMAT_VERSION })
+}
+
+fn open_layers(directory: &Path, boot: &str) -> Result<HashMap<Sha256Digest, Arc<Layer>>, StoreError> {
+    let mut layers = HashMap::new();
+    for entry in fs::read_dir(directory).map_err(StoreError::io(directory))? {
+        let path = entry.map_err(StoreError::io(directory))?.path();
+        match Layer::open(&path, boot) {
+            Ok(layer) => drop(layers.insert(layer.digest(), Arc::new(layer))),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), error = %error, "a damaged layer is dropped and will be refetched");
+                fs::remove_dir_all(&path).map_err(StoreError::io(path))?;
+            }
+        }
+    }
+    Ok(layers)
+}
+
+fn boot_id() -> String {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    id.map_or_else(|_| "unknown".into(), |id| id.trim().to_owned())
+}
+
+fn free_bytes(path: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(path).ok()?;
+    stat.f_bavail.checked_mul(stat.f_frsize)
+}
