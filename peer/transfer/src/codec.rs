@@ -1,0 +1,148 @@
+use bytes::Bytes;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// A raw chunk of 1 MiB and its record fit; a peer that announces more is cut off.
+pub const MAX_PAYLOAD_BYTES: u32 = (1 << 20) + 4096;
+pub(crate) const HEADER_BYTES: usize = 16;
+pub(crate) const PROTOCOL_VERSION: u32 = 1;
+/// The send buffer of a connection: what a demand has to wait behind. 256 KiB carry 1 Gbit/s at 2 ms.
+pub(crate) const SEND_BUFFER_BYTES: usize = 256 << 10;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Lane {
+    Demand = 0,
+    Prefetch = 1,
+    Background = 2,
+}
+
+/// Why a layer could not be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum FailureCode {
+    Internal = 1,
+    /// The registry refused this peer's credentials; the asker's own may do.
+    Unauthorized = 2,
+    NotFound = 3,
+    /// The blob is not what its digests say, or breaks a limit.
+    Corrupt = 4,
+    /// The origin cannot be reached, or this peer cannot take the layer on now.
+    Unavailable = 5,
+}
+
+impl FailureCode {
+    fn from_number(number: u32) -> Self {
+        match number {
+            2 => Self::Unauthorized,
+            3 => Self::NotFound,
+            4 => Self::Corrupt,
+            5 => Self::Unavailable,
+            _ => Self::Internal,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    Hello = 1,
+    Open = 2,
+    Bind = 3,
+    Get = 4,
+    Staged = 16,
+    Index = 17,
+    IndexEnd = 18,
+    Failed = 19,
+    Frame = 20,
+    Missing = 21,
+    Holding = 22,
+    Have = 23,
+}
+
+impl Kind {
+    fn from_byte(byte: u8) -> Option<Self> {
+        use Kind::*;
+        [Hello, Open, Bind, Get, Staged, Index, IndexEnd, Failed, Frame, Missing, Holding, Have]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Header {
+    pub kind: Kind,
+    pub lane: Lane,
+    pub stream: u32,
+    pub number: u32,
+    pub length: u32,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    #[error("connection lost")]
+    Io(#[from] std::io::Error),
+    #[error("the other side does not speak the piece protocol: {0}")]
+    Protocol(&'static str),
+}
+
+impl Header {
+    pub fn new(kind: Kind, stream: u32, number: u32, length: usize) -> Self {
+        let length = u32::try_from(length).expect("payloads are built below MAX_PAYLOAD_BYTES");
+        Self { kind, lane: Lane::Demand, stream, number, length }
+    }
+
+    pub fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut out = [0; HEADER_BYTES];
+        out[0] = self.kind as u8;
+        out[1] = self.lane as u8;
+        out[4..8].copy_from_slice(&self.stream.to_le_bytes());
+        out[8..12].copy_from_slice(&self.number.to_le_bytes());
+        out[12..].copy_from_slice(&self.length.to_le_bytes());
+        out
+    }
+
+    fn decode(raw: &[u8; HEADER_BYTES]) -> Result<Self, WireError> {
+        let word = |at: usize| u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]);
+        let kind = Kind::from_byte(raw[0]).ok_or(WireError::Protocol("unknown kind of frame"))?;
+        let lane = match raw[1] {
+            0 => Lane::Demand,
+            1 => Lane::Prefetch,
+            2 => Lane::Background,
+            _ => return Err(WireError::Protocol("unknown lane")),
+        };
+        let length = word(12);
+        if length > MAX_PAYLOAD_BYTES {
+            return Err(WireError::Protocol("payload over the limit"));
+        }
+        Ok(Self { kind, lane, stream: word(4), number: word(8), length })
+    }
+
+    pub fn failure(&self) -> FailureCode {
+        FailureCode::from_number(self.number)
+    }
+}
+
+/// One frame, as bytes ready to send.
+pub(crate) fn frame(header: Header, payload: &[u8]) -> Bytes {
+    let mut out = Vec::with_capacity(HEADER_BYTES + payload.len());
+    out.extend_from_slice(&header.encode());
+    out.extend_from_slice(payload);
+    out.into()
+}
+
+pub(crate) async fn read_frame(input: &mut (impl AsyncRead + Unpin)) -> Result<(Header, Bytes), WireError> {
+    let mut raw = [0; HEADER_BYTES];
+    input.read_exact(&mut raw).await?;
+    let header = Header::decode(&raw)?;
+    let mut payload = vec![0; header.length as usize];
+    input.read_exact(&mut payload).await?;
+    Ok((header, payload.into()))
+}
+
+pub(crate) fn numbers(payload: &[u8]) -> Vec<u32> {
+    payload.as_chunks::<4>().0.iter().map(|raw| u32::from_le_bytes(*raw)).collect()
+}
+
+pub(crate) fn encode_numbers(numbers: &[u32]) -> Vec<u8> {
+    numbers.iter().flat_map(|n| n.to_le_bytes()).collect()
+}
