@@ -114,3 +114,6 @@ fn yaml_options() -> serde_saphyr::Options {
         with_snippet: false,
     }
 }
+
+#[cfg(test)]
+mod tests;
