@@ -1,0 +1,214 @@
+use std::error::Error;
+use std::fmt;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::tls::CaFileError;
+
+/// Where layers come from and how patiently they are asked for. All keys are optional: without any of them d7y pulls
+/// like `docker` does, with the credentials of the user that it runs as.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct OriginConfig {
+    /// Registries that need more than the defaults. Others are reached over HTTPS, loopback ones over HTTP.
+    pub registries: Vec<RegistryConfig>,
+    /// File with registry credentials in the format of `docker login`. Default: `$DOCKER_CONFIG/config.json`, else
+    /// `~/.docker/config.json`. Read again each time that credentials are needed; a missing file means none.
+    pub docker_config: Option<PathBuf>,
+    /// Environment variables that credential helpers may see besides `PATH`, `HOME` and `DOCKER_CONFIG`.
+    pub credential_helper_env: Vec<String>,
+    pub timeouts: Timeouts,
+    pub retry: RetryConfig,
+    /// Blobs read from one host at a time, each over a connection of its own; further ones wait for `timeouts.queue`.
+    /// Short requests have 4 connections more. Default: 16.
+    pub max_connections_per_host: NonZeroU32,
+}
+
+impl Default for OriginConfig {
+    fn default() -> Self {
+        Self {
+            registries: Vec::new(),
+            docker_config: None,
+            credential_helper_env: Vec::new(),
+            timeouts: Timeouts::default(),
+            retry: RetryConfig::default(),
+            max_connections_per_host: NonZeroU32::new(16).expect("16 is not zero"),
+        }
+    }
+}
+
+/// What differs for one registry.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RegistryConfig {
+    /// The host as image names have it, with the port where one is given: `registry.example:5000`.
+    pub host: String,
+    /// Default: `http` for loopback hosts, `https` for all others.
+    #[serde(default)]
+    pub scheme: Option<Scheme>,
+    /// PEM file of certificate authorities trusted besides the system's, for the registry, for its token service and
+    /// for the storage that it redirects to.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+    /// Hosts to ask first, in this order. Each may have an entry of its own in `registries`, and uses its own
+    /// credentials, never those of the registry that it mirrors.
+    #[serde(default)]
+    pub mirrors: Vec<String>,
+}
+
+impl RegistryConfig {
+    /// A registry with nothing but defaults.
+    pub fn new(host: impl Into<String>) -> Self {
+        Self { host: host.into(), scheme: None, ca_file: None, mirrors: Vec::new() }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheme {
+    Https,
+    Http,
+}
+
+impl Scheme {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Https => "https",
+            Self::Http => "http",
+        }
+    }
+}
+
+/// How long to wait for what. Written as `30s`, `2m`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// A TCP connection. Default: 10s.
+    #[serde(with = "human")]
+    pub connect: Duration,
+    /// The head of a response, with connecting and TLS. Default: 30s.
+    #[serde(with = "human")]
+    pub response: Duration,
+    /// The next bytes of a body. Default: 30s.
+    #[serde(with = "human")]
+    pub idle: Duration,
+    /// All the waiting for the network, retries included, until a read has advanced. Default: 2m.
+    #[serde(with = "human")]
+    pub no_progress: Duration,
+    /// One of the `maxConnectionsPerHost` to become free. Default: 10m.
+    #[serde(with = "human")]
+    pub queue: Duration,
+    /// A credential helper. Default: 15s.
+    #[serde(with = "human")]
+    pub credential_helper: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            response: Duration::from_secs(30),
+            idle: Duration::from_secs(30),
+            no_progress: Duration::from_secs(120),
+            queue: Duration::from_secs(600),
+            credential_helper: Duration::from_secs(15),
+        }
+    }
+}
+
+/// How often to ask again. The delay doubles from `initialDelay` to `maxDelay`, with jitter.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct RetryConfig {
+    /// Failed attempts in a row, without progress, after which a read fails. Default: 6.
+    pub attempts: NonZeroU32,
+    /// Default: 200ms.
+    #[serde(with = "human")]
+    pub initial_delay: Duration,
+    /// Default: 10s.
+    #[serde(with = "human")]
+    pub max_delay: Duration,
+    /// The longest `Retry-After` that is waited for in full; a longer one is cut to this. Default: 30s.
+    #[serde(with = "human")]
+    pub max_retry_after: Duration,
+}
+
+impl Default for RetryConfig {
+    fn default() -> Self {
+        Self {
+            attempts: NonZeroU32::new(6).expect("6 is not zero"),
+            initial_delay: Duration::from_millis(200),
+            max_delay: Duration::from_secs(10),
+            max_retry_after: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Everything that is wrong with an [`OriginConfig`].
+#[derive(Debug)]
+pub struct ConfigError(pub Vec<ConfigFault>);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigFault {
+    #[error("registries: {0:?} is not a registry host; write host or host:port, without a scheme or a path")]
+    Host(String),
+    #[error("registries: {0} has two entries; merge them")]
+    Duplicate(String),
+    #[error("registries: the caFile of {host} cannot be used")]
+    CaFile { host: String, source: CaFileError },
+    #[error("timeouts.{0} is zero; leave it out for the default")]
+    ZeroTimeout(&'static str),
+    #[error("the TLS library cannot be set up")]
+    Tls(#[source] rustls::Error),
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, fault) in self.0.iter().enumerate() {
+            let separator = if at == 0 { "" } else { "; " };
+            write!(f, "{separator}{fault}")?;
+            let mut cause = fault.source();
+            while let Some(error) = cause {
+                write!(f, ": {error}")?;
+                cause = error.source();
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Error for ConfigError {}
+
+impl Timeouts {
+    pub(crate) fn faults(&self) -> impl Iterator<Item = ConfigFault> {
+        [
+            ("connect", self.connect),
+            ("response", self.response),
+            ("idle", self.idle),
+            ("noProgress", self.no_progress),
+            ("queue", self.queue),
+            ("credentialHelper", self.credential_helper),
+        ]
+        .into_iter()
+        .filter(|(_, value)| value.is_zero())
+        .map(|(key, _)| ConfigFault::ZeroTimeout(key))
+    }
+}
+
+mod human {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_duration(*value))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_duration(&text).map_err(serde::de::Error::custom)
+    }
+}

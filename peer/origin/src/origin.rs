@@ -1,0 +1,87 @@
+use std::sync::Arc;
+
+use d7y_types::LayerRef;
+
+use crate::blob::BlobStream;
+use crate::config::{ConfigError, OriginConfig, RetryConfig};
+use crate::credentials::{CredentialStore, default_docker_config};
+use crate::error::OriginError;
+use crate::fetch::{BlobAsk, Fetcher, Want};
+use crate::helper::Helpers;
+use crate::patience::Patience;
+use crate::registry::{Registries, check_repository};
+use crate::route::Route;
+use crate::stats::{Hosts, OriginStats};
+use crate::token::{Target, Tokens};
+use crate::transport::Transport;
+
+/// A client of registries: one per daemon, cheap to clone. Connections, tokens and counters are shared.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    fetcher: Arc<Fetcher>,
+    registries: Arc<Registries>,
+    retry: RetryConfig,
+}
+
+impl Origin {
+    /// Reads the certificate authorities; credentials are read when they are needed.
+    ///
+    /// # Errors
+    /// All faults of the configuration together.
+    pub fn new(config: OriginConfig) -> Result<Self, ConfigError> {
+        let mut faults: Vec<_> = config.timeouts.faults().collect();
+        let registries = match Registries::new(&config) {
+            Ok(registries) if faults.is_empty() => registries,
+            Ok(_) => return Err(ConfigError(faults)),
+            Err(more) => {
+                faults.extend(more);
+                return Err(ConfigError(faults));
+            }
+        };
+        let helpers = Helpers::from_env(config.timeouts.credential_helper, &config.credential_helper_env);
+        let store = CredentialStore::new(config.docker_config.or_else(default_docker_config), helpers);
+        let slots = usize::try_from(config.max_connections_per_host.get()).expect("u32 fits in usize");
+        let transport = Arc::new(Transport { hosts: Hosts::new(slots), timeouts: config.timeouts });
+        let fetcher =
+            Arc::new(Fetcher { transport: transport.clone(), tokens: Tokens::new(transport, store) });
+        Ok(Self { fetcher, registries: Arc::new(registries), retry: config.retry })
+    }
+
+    /// Starts to read the blob of `layer` at byte `offset`. An offset at the end gives an empty stream, without asking
+    /// anybody.
+    ///
+    /// # Errors
+    /// Only what retrying did not or could not mend.
+    pub async fn open_blob(&self, layer: &LayerRef, offset: u64) -> Result<BlobStream, OriginError> {
+        let route = self.route(layer)?;
+        BlobStream::open(self.fetcher.clone(), layer.clone(), route, offset).await
+    }
+
+    /// Asks whether this node, with its own credentials, may read the blob of `layer`, without reading it.
+    ///
+    /// # Errors
+    /// As [`Self::open_blob`]; [`OriginError::Unauthorized`] and [`OriginError::NotFound`] are final answers.
+    pub async fn probe(&self, layer: &LayerRef) -> Result<(), OriginError> {
+        let mut route = self.route(layer)?;
+        loop {
+            let (endpoint, patience) = route.next();
+            let target = Target { endpoint, repository: &layer.repository };
+            let blob = BlobAsk { digest: layer.digest, want: Want::Head };
+            match self.fetcher.blob(target, blob, patience).await {
+                Ok(_) => return Ok(()),
+                Err(error) => route.after(error).await?,
+            }
+        }
+    }
+
+    /// What was asked of each host since the start.
+    pub fn stats(&self) -> OriginStats {
+        self.fetcher.transport.hosts.stats()
+    }
+
+    fn route(&self, layer: &LayerRef) -> Result<Route, OriginError> {
+        check_repository(&layer.repository)?;
+        let patience = Patience::new(self.retry.clone(), self.fetcher.transport.timeouts.no_progress);
+        Ok(Route::new(self.registries.endpoints(&layer.registry)?, patience))
+    }
+}

@@ -1,0 +1,261 @@
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use lru::LruCache;
+use parking_lot::Mutex;
+use serde::Deserialize;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use url::{Url, form_urlencoded};
+
+use crate::challenge::{Bearer, Challenge};
+use crate::credentials::{CredentialStore, Credentials};
+use crate::error::{Detail, OriginError, ProtocolFault, Wait};
+use crate::patience::Patience;
+use crate::refusal::{Speaker, refusal};
+use crate::registry::Endpoint;
+use crate::transport::{Ask, Lane, Transport, host_and_port};
+
+/// Repositories whose tokens are kept.
+const MAX_TOKENS: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+/// The longest token in use (a cloud's, with claims) has some 10 KiB.
+const MAX_TOKEN_ANSWER_BYTES: usize = 64 << 10;
+/// What a token lives when the answer does not say so (distribution specification, token authentication).
+const DEFAULT_LIFE: Duration = Duration::from_secs(60);
+/// Tokens that claim more, and passwords, are renewed after this, so that a withdrawn credential is noticed.
+const MAX_LIFE: Duration = Duration::from_secs(300);
+/// Renewed this long before the end, at most a tenth of the life.
+const MAX_MARGIN: Duration = Duration::from_secs(10);
+/// For how long a refusal answers for those who ask next: the layers of one image must not lock an account.
+const REFUSAL_LIFE: Duration = Duration::from_secs(5);
+const CLIENT_ID: &str = "d7y";
+
+/// The value of an Authorization header for one repository of one registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Authorization {
+    pub header: HeaderValue,
+    expires: Instant,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    endpoint: String,
+    repository: String,
+}
+
+#[derive(Debug)]
+struct Slot {
+    /// One dance per repository at a time; the others wait and take its result.
+    turn: Semaphore,
+    latest: Mutex<Option<Result<Authorization, (OriginError, Instant)>>>,
+}
+
+/// Exchanges credentials for tokens and keeps them while they live. All requests are pulls, so host and repository
+/// determine the scope.
+#[derive(Debug)]
+pub(crate) struct Tokens {
+    transport: Arc<Transport>,
+    store: CredentialStore,
+    slots: Mutex<LruCache<Key, Arc<Slot>>>,
+}
+
+/// Whom a token is for.
+#[derive(Clone, Copy)]
+pub(crate) struct Target<'a> {
+    pub endpoint: &'a Endpoint,
+    pub repository: &'a str,
+}
+
+impl Tokens {
+    pub fn new(transport: Arc<Transport>, store: CredentialStore) -> Self {
+        Self { transport, store, slots: Mutex::new(LruCache::new(MAX_TOKENS)) }
+    }
+
+    /// What the last dance for this repository brought, while it lives.
+    pub fn current(&self, target: Target<'_>) -> Option<Authorization> {
+        self.slot(target).live()?.ok()
+    }
+
+    /// A better header than `rejected`, after a 401 with `challenge`.
+    pub async fn renew(
+        &self,
+        target: Target<'_>,
+        challenge: &Challenge,
+        rejected: Option<&Authorization>,
+        patience: &mut Patience,
+    ) -> Result<Authorization, OriginError> {
+        let slot = self.slot(target);
+        let limit = self.transport.timeouts.response;
+        let turn = patience.run(&target.endpoint.name, Wait::Token, limit, slot.turn.acquire()).await?;
+        let _turn = turn.expect("the turns of a slot are never closed");
+        match slot.live() {
+            Some(Ok(latest)) if Some(&latest) != rejected => return Ok(latest),
+            Some(Err(refused)) => return Err(refused),
+            _ => {}
+        }
+        let outcome = self.dance(target, challenge, patience).await;
+        slot.keep(&outcome);
+        outcome
+    }
+
+    async fn dance(
+        &self,
+        target: Target<'_>,
+        challenge: &Challenge,
+        patience: &mut Patience,
+    ) -> Result<Authorization, OriginError> {
+        let registry = &target.endpoint.name;
+        let credentials = self
+            .store
+            .find(registry)
+            .await
+            .map_err(|source| OriginError::Credentials { registry: registry.clone(), source })?;
+        match (challenge, credentials) {
+            (Challenge::Basic, Some(Credentials::Password { user, password })) => {
+                Ok(Authorization { header: basic(&user, &password.0), expires: Instant::now() + MAX_LIFE })
+            }
+            (Challenge::Basic, _) => Err(OriginError::Unauthorized {
+                registry: registry.clone(),
+                repository: target.repository.to_owned(),
+                status: StatusCode::UNAUTHORIZED,
+                detail: Detail::default(),
+            }),
+            (Challenge::Bearer(bearer), credentials) => {
+                let request = token_request(target, bearer, credentials)?;
+                fetch_token(&self.transport, target, request, patience).await
+            }
+        }
+    }
+
+    fn slot(&self, target: Target<'_>) -> Arc<Slot> {
+        let key = Key { endpoint: target.endpoint.name.clone(), repository: target.repository.to_owned() };
+        let new = || Arc::new(Slot { turn: Semaphore::new(1), latest: Mutex::default() });
+        self.slots.lock().get_or_insert(key, new).clone()
+    }
+}
+
+impl Slot {
+    fn live(&self) -> Option<Result<Authorization, OriginError>> {
+        let now = Instant::now();
+        match self.latest.lock().as_ref()? {
+            Ok(authorization) if now < authorization.expires => Some(Ok(authorization.clone())),
+            Err((refused, until)) if now < *until => Some(Err(refused.clone())),
+            _ => None,
+        }
+    }
+
+    fn keep(&self, outcome: &Result<Authorization, OriginError>) {
+        *self.latest.lock() = match outcome {
+            Ok(authorization) => Some(Ok(authorization.clone())),
+            Err(error) if error.is_transient() => None,
+            Err(error) => Some(Err((error.clone(), Instant::now() + REFUSAL_LIFE))),
+        };
+    }
+}
+
+struct TokenRequest {
+    method: Method,
+    url: Url,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+/// GET with the scope and, where there are any, user and password (distribution specification, token authentication),
+/// or POST with an identity token (the same, OAuth2).
+fn token_request(
+    target: Target<'_>,
+    bearer: &Bearer,
+    credentials: Option<Credentials>,
+) -> Result<TokenRequest, OriginError> {
+    let mut url = realm(target.endpoint, &bearer.realm)?;
+    let own_scope = format!("repository:{}:pull", target.repository);
+    let scope = bearer.scope.as_deref().unwrap_or(&own_scope);
+    let service = bearer.service.as_deref();
+    let mut headers = HeaderMap::new();
+    if let Some(Credentials::IdentityToken(token)) = credentials {
+        let mut form = form_urlencoded::Serializer::new(String::new());
+        form.append_pair("grant_type", "refresh_token").append_pair("refresh_token", &token.0);
+        form.append_pair("client_id", CLIENT_ID).append_pair("scope", scope);
+        form.append_pair("service", service.unwrap_or_default());
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+        return Ok(TokenRequest { method: Method::POST, url, headers, body: form.finish().into() });
+    }
+    let mut query = url.query_pairs_mut();
+    query.extend_pairs(service.map(|service| ("service", service)));
+    query.extend_pairs(scope.split(' ').map(|scope| ("scope", scope)));
+    drop(query);
+    if let Some(Credentials::Password { user, password }) = credentials {
+        headers.insert(AUTHORIZATION, basic(&user, &password.0));
+    }
+    Ok(TokenRequest { method: Method::GET, url, headers, body: Bytes::new() })
+}
+
+/// The token service sees the user's password: over HTTPS whenever the registry is.
+fn realm(endpoint: &Endpoint, realm: &str) -> Result<Url, OriginError> {
+    let safe = |url: &Url| {
+        let scheme = url.scheme() == "https" || (url.scheme() == "http" && endpoint.base.scheme() == "http");
+        scheme && url.has_host() && url.username().is_empty() && url.password().is_none()
+    };
+    Url::parse(realm)
+        .ok()
+        .filter(safe)
+        .ok_or_else(|| OriginError::Protocol { host: endpoint.name.clone(), fault: ProtocolFault::Realm })
+}
+
+#[derive(Deserialize)]
+struct TokenAnswer {
+    token: Option<String>,
+    access_token: Option<String>,
+    expires_in: Option<i64>,
+}
+
+async fn fetch_token(
+    transport: &Transport,
+    target: Target<'_>,
+    request: TokenRequest,
+    patience: &mut Patience,
+) -> Result<Authorization, OriginError> {
+    let unusable =
+        || OriginError::Protocol { host: host_and_port(&request.url), fault: ProtocolFault::Token };
+    let ask = Ask {
+        lane: Lane::Quick,
+        client: &target.endpoint.client,
+        method: request.method,
+        url: &request.url,
+        headers: request.headers,
+        body: request.body,
+    };
+    let reply = transport.send(ask, patience).await?;
+    if reply.status != StatusCode::OK {
+        return Err(refusal(target, Speaker::TokenService, reply, patience).await);
+    }
+    let body = reply.body.read_whole(MAX_TOKEN_ANSWER_BYTES, patience).await.ok_or_else(unusable)?;
+    let answer: TokenAnswer = serde_json::from_slice(&body).map_err(|_| unusable())?;
+    let token =
+        answer.token.or(answer.access_token).filter(|token| !token.is_empty()).ok_or_else(unusable)?;
+    let header = sensitive(&format!("Bearer {token}")).ok_or_else(unusable)?;
+    Ok(Authorization { header, expires: Instant::now() + life(answer.expires_in) })
+}
+
+fn life(expires_in: Option<i64>) -> Duration {
+    let claimed = expires_in.and_then(|seconds| u64::try_from(seconds).ok()).map(Duration::from_secs);
+    let life = claimed.unwrap_or(DEFAULT_LIFE).min(MAX_LIFE);
+    life - (life / 10).min(MAX_MARGIN)
+}
+
+fn basic(user: &str, password: &str) -> HeaderValue {
+    let encoded = BASE64_STANDARD.encode(format!("{user}:{password}"));
+    sensitive(&format!("Basic {encoded}")).expect("base64 fits in a header")
+}
+
+fn sensitive(value: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(value).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
