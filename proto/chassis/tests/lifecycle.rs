@@ -1,4 +1,5 @@
 //! Tasks, shutdown and the metrics server together, as a daemon uses them.
+#![allow(clippy::unwrap_used)]
 
 use std::convert::Infallible;
 use std::sync::Arc;
