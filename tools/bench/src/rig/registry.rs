@@ -1,0 +1,67 @@
+//! Debian's docker-registry on loopback, reachable by the lab's hosts only through the counter.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::command::{command, run};
+use super::counter::Counter;
+use super::daemon::Daemon;
+use super::lab::Lab;
+use super::places::make_dir;
+
+const READY: Duration = Duration::from_secs(20);
+
+/// A registry that starts empty and ends with the lab.
+pub struct Registry {
+    pub counter: Counter,
+    pub daemon: Daemon,
+    behind: SocketAddr,
+}
+
+impl Registry {
+    /// # Errors
+    /// docker-registry cannot be started.
+    pub fn start(lab: &Lab) -> Result<Self> {
+        let behind = free_port()?;
+        let storage = lab.dir().join("registry");
+        make_dir(&storage)?;
+        let config = storage.join("config.yml");
+        // JSON is YAML; Debian's own configuration switches basic authentication on.
+        let text = serde_json::json!({
+            "version": 0.1,
+            "log": {"level": "warn", "accesslog": {"disabled": true}},
+            "storage": {"filesystem": {"rootdirectory": storage.join("data")}, "delete": {"enabled": true}},
+            "http": {"addr": behind.to_string()},
+        });
+        std::fs::write(&config, text.to_string()).context("cannot write the registry's configuration")?;
+        let daemon = lab.start("registry", command("docker-registry", ["serve"]).arg(&config))?;
+        daemon.wait_ready(READY, || TcpStream::connect(behind).is_ok())?;
+        let counter = Counter::start(SocketAddr::new(lab.address().into(), 0), behind)?;
+        Ok(Self { counter, daemon, behind })
+    }
+
+    /// `ADDRESS:PORT` as the lab's hosts say it.
+    pub fn name(&self) -> String {
+        self.counter.address.to_string()
+    }
+
+    /// Copies an image from an OCI layout, past the counter. Returns the reference for the lab's hosts.
+    ///
+    /// # Errors
+    /// skopeo's.
+    pub fn push(&self, layout: &Path, tag: &str, repository: &str) -> Result<String> {
+        let from = format!("oci:{}:{tag}", layout.display());
+        let to = format!("docker://{}/{repository}:{tag}", self.behind);
+        run(&mut command("skopeo", ["copy", "--quiet", "--dest-tls-verify=false", &from, &to]))?;
+        Ok(format!("{}/{repository}:{tag}", self.name()))
+    }
+}
+
+/// A port on loopback that nobody has at this moment.
+fn free_port() -> Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port on loopback")?;
+    Ok(listener.local_addr()?)
+}
