@@ -24,6 +24,7 @@ mod buffers;
 mod channel;
 mod device;
 mod dispatch;
+mod erofs_image;
 mod filesystem;
 mod mount_table;
 pub mod mounts;
