@@ -33,7 +33,7 @@ const FRAME_MASK: u32 = (1 << 30) - 1;
 /// An index larger than this is refused: 64 MiB of chunks describe about 100 GiB of 64 KiB chunks.
 pub const MAX_INDEX_BYTES: usize = 128 << 20;
 /// A decoded bootstrap larger than this is refused: 256 MiB hold about two million files.
-const MAX_BOOTSTRAP_BYTES: usize = 256 << 20;
+pub(crate) const MAX_BOOTSTRAP_BYTES: usize = 256 << 20;
 /// The largest chunk that carries data; a run of zeros may be longer. Bounds the memory of one fetch.
 pub const MAX_CHUNK_BYTES: u64 = 1 << 20;
 

@@ -1,0 +1,71 @@
+//! The kernel and `fsck.erofs` judge what the builder writes. Mounting needs root.
+
+mod fixture;
+mod mount;
+
+use fixture::{Item, build_with, tar};
+use mount::{Mounted, compare_with_tree, fsck};
+
+use d7y_image::BuildOptions;
+use d7y_types::Compression;
+
+/// `cap_net_raw=ep`, version 2.
+const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+fn every_kind() -> Vec<Item> {
+    let mut items = vec![
+        Item::dir(".").mode(0o755).mtime("1600000000.5"),
+        Item::dir("etc/").mode(0o750).owner(3, 70_000),
+        Item::file("etc/passwd", "root:x:0:0\n").mode(0o4755).mtime("-5.25"),
+        Item::hardlink("etc/again", "etc/passwd"),
+        Item::file("./etc/empty", ""),
+        Item::symlink("etc/link", "../../outside"),
+        Item::symlink("etc/long", "x".repeat(4000)),
+        Item::new(b'3', "dev/null").device(1, 3).mode(0o666),
+        Item::new(b'4', "dev/sda").device(259, 70_000),
+        Item::new(b'6', "run/fifo").mode(0o1777),
+        Item::file("implied/deep/er/file", "content").xattr("security.capability", CAPABILITY),
+        Item::file(b"latin1-\xe9\xff", "not UTF-8").owner(4_000_000_000, 4_000_000_001),
+        Item::dir("etc/acl").xattr("system.posix_acl_access", acl()).xattr("user.big", "v".repeat(3500)),
+        Item::file("large", noise(9 << 20)),
+        Item::file("medium", noise(200_000)),
+        Item::new(b'0', ".wh.gone"),
+        Item::new(b'0', "etc/.wh..wh..opq"),
+    ];
+    for name in ["!bang", "#hash", "(group)", "+page", ",comma", "-dash", ".hidden", " space", "~tilde"] {
+        items.push(Item::file(format!("order/{name}"), name));
+    }
+    items.extend((0..700).map(|n| Item::file(format!("small/{n:0>30}"), format!("file {n}").repeat(n % 90))));
+    items
+}
+
+/// `u::rw-,u:1:r--,g::r--,m::r--,o::---` as Linux stores it.
+fn acl() -> Vec<u8> {
+    let entries: [(u16, u16, u32); 5] =
+        [(1, 6, u32::MAX), (2, 4, 1), (4, 4, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)];
+    let mut out = 2u32.to_le_bytes().to_vec();
+    for (tag, permission, id) in entries {
+        out.extend(tag.to_le_bytes().into_iter().chain(permission.to_le_bytes()).chain(id.to_le_bytes()));
+    }
+    out
+}
+
+fn noise(bytes: usize) -> Vec<u8> {
+    let mut state = 1u64;
+    std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 56) as u8
+    })
+    .take(bytes)
+    .collect()
+}
+
+#[test]
+fn the_kernel_shows_what_the_tar_holds() {
+    for compression in [Compression::Gzip, Compression::Zstd, Compression::None] {
+        let built = build_with(&tar(&every_kind()), compression, &BuildOptions::default()).unwrap();
+        fsck(&built);
+        let Some(mounted) = Mounted::new(&built) else { return };
+        compare_with_tree(&built, &mounted.path());
+    }
+}
