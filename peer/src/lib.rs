@@ -1,1 +1,25 @@
+//! The peer: all bytes of a node. Origins, swarm, verification, decompression, cache.
+//!
+//! One `Layers` decides how a layer is come by (`ingest` from its origin, `receive` from another peer); the fetch
+//! loop (`fetch`) brings single chunks; `serve` is what other peers see, `local` what this node's snapshotter sees.
+//! Everything on disk belongs to the store. All tasks are supervised and end at shutdown; nothing needs flushing,
+//! because bits are written after the data that they vouch for.
 
+mod config;
+mod directory;
+mod failure;
+mod fetch;
+mod ingest;
+mod layers;
+mod local;
+mod metrics;
+mod news;
+mod openings;
+mod receive;
+mod serve;
+mod start;
+mod trace;
+mod trust;
+
+pub use config::{Config, Role};
+pub use start::{DAEMON, Running, start};

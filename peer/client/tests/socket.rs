@@ -1,5 +1,3 @@
-#![cfg(test)]
-
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, Write};

@@ -1,4 +1,4 @@
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 
 use crate::{Bits, Lane, ParentId};
 
@@ -22,8 +22,6 @@ pub(crate) enum ChunkState {
 pub(crate) struct LayerState {
     pub frame_bytes: Vec<u32>,
     pub chunks: Vec<ChunkState>,
-    /// Chunk numbers in the order asked for. An entry whose chunk has moved on is stale and skipped.
-    queues: [VecDeque<u32>; 3],
     pub holders: HashMap<ParentId, Bits>,
     /// Wanted, but no parent holds them: they go back to their lanes when a holder appears.
     unheld: Vec<u32>,
@@ -38,7 +36,6 @@ impl LayerState {
         Self {
             frame_bytes,
             chunks,
-            queues: Default::default(),
             holders: HashMap::new(),
             unheld: Vec::new(),
             next_demand: 0,
@@ -50,24 +47,18 @@ impl LayerState {
         self.chunks.len() as u32
     }
 
-    /// Queues a chunk in a lane unless it is there already, under way, or waiting in a higher lane.
-    pub fn want(&mut self, chunk: u32, lane: Lane) {
-        let Some(state) = self.chunks.get_mut(chunk as usize) else { return };
-        let queue = match *state {
+    /// Marks a chunk as wanted; false when it is there, under way, or waiting in this or a higher lane already.
+    pub fn want(&mut self, chunk: u32, lane: Lane) -> bool {
+        let Some(state) = self.chunks.get_mut(chunk as usize) else { return false };
+        let fresh = match *state {
             ChunkState::Absent => true,
             ChunkState::Wanted(current) => lane < current,
             ChunkState::InFlight | ChunkState::Present => false,
         };
-        if queue {
+        if fresh {
             *state = ChunkState::Wanted(lane);
-            self.queues[lane as usize].push_back(chunk);
         }
-    }
-
-    /// Puts a chunk back at the head of its lane after a request for it failed.
-    pub fn want_again(&mut self, chunk: u32, lane: Lane) {
-        self.chunks[chunk as usize] = ChunkState::Wanted(lane);
-        self.queues[lane as usize].push_front(chunk);
+        fresh
     }
 
     /// Notes a demand and returns the chunks that a sequential reader will want next.
@@ -82,34 +73,22 @@ impl LayerState {
         chunk + 1..(chunk + 1 + self.read_ahead).min(self.len())
     }
 
-    /// The next chunk that still waits in a lane.
-    pub fn peek(&mut self, lane: Lane) -> Option<u32> {
-        let queue = &mut self.queues[lane as usize];
-        while let Some(&chunk) = queue.front() {
-            if self.chunks[chunk as usize] == ChunkState::Wanted(lane) {
-                return Some(chunk);
-            }
-            queue.pop_front();
-        }
-        None
+    pub fn waits_in(&self, chunk: u32, lane: Lane) -> bool {
+        self.chunks.get(chunk as usize) == Some(&ChunkState::Wanted(lane))
     }
 
-    pub fn pop(&mut self, lane: Lane) {
-        self.queues[lane as usize].pop_front();
-    }
-
-    pub fn set_aside(&mut self, chunk: u32, lane: Lane) {
-        self.pop(lane);
+    pub fn set_aside(&mut self, chunk: u32) {
         self.unheld.push(chunk);
     }
 
-    /// To be called when somebody gained chunks of this layer.
-    pub fn holders_changed(&mut self) {
-        for chunk in std::mem::take(&mut self.unheld) {
-            if let ChunkState::Wanted(lane) = self.chunks[chunk as usize] {
-                self.queues[lane as usize].push_back(chunk);
-            }
-        }
+    /// Chunks that were set aside; to be queued again when somebody gained chunks of this layer.
+    pub fn take_unheld(&mut self) -> Vec<(u32, Lane)> {
+        let chunks = std::mem::take(&mut self.unheld).into_iter();
+        let waiting = |n: u32| match self.chunks[n as usize] {
+            ChunkState::Wanted(lane) => Some((n, lane)),
+            _ => None,
+        };
+        chunks.filter_map(waiting).collect()
     }
 
     /// Whether a reader waits for a chunk that no parent holds.

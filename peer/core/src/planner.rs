@@ -1,5 +1,5 @@
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::layer::{ChunkState, LayerState};
@@ -51,8 +51,8 @@ struct InFlight {
 pub struct Planner {
     limits: Limits,
     layers: HashMap<LayerKey, LayerState>,
-    /// Layers in the order in which they were added: the order in which lanes are served.
-    order: Vec<LayerKey>,
+    /// Chunks in the order asked for, by lane. An entry whose chunk has moved on is stale and skipped.
+    queues: [VecDeque<(LayerKey, u32)>; 3],
     parents: HashMap<ParentId, Parent>,
     /// Bounded by the parents' windows.
     in_flight: HashMap<(LayerKey, u32), InFlight>,
@@ -66,7 +66,7 @@ impl Planner {
         Self {
             limits,
             layers: HashMap::new(),
-            order: Vec::new(),
+            queues: Default::default(),
             parents: HashMap::new(),
             in_flight: HashMap::new(),
             last_urgent: None,
@@ -78,14 +78,12 @@ impl Planner {
     pub fn add_layer(&mut self, layer: LayerKey, frame_bytes: Vec<u32>, present: &Bits) {
         if let Entry::Vacant(slot) = self.layers.entry(layer) {
             slot.insert(LayerState::new(frame_bytes, present));
-            self.order.push(layer);
         }
     }
 
     pub fn remove_layer(&mut self, layer: LayerKey) {
         self.layers.remove(&layer);
         self.in_flight.retain(|(key, _), _| *key != layer);
-        self.order.retain(|key| *key != layer);
     }
 
     pub fn add_parent(&mut self, parent: ParentId, role: ParentRole) {
@@ -103,7 +101,7 @@ impl Planner {
     pub fn set_holding(&mut self, layer: LayerKey, parent: ParentId, bits: Bits) {
         if let Some(state) = self.layers.get_mut(&layer).filter(|state| state.len() == bits.len()) {
             state.holders.insert(parent, bits);
-            state.holders_changed();
+            self.queue_unheld(layer);
         }
     }
 
@@ -111,7 +109,7 @@ impl Planner {
         let Some(state) = self.layers.get_mut(&layer) else { return };
         let Some(bits) = state.holders.get_mut(&parent) else { return };
         chunks.into_iter().for_each(|chunk| bits.set(chunk));
-        state.holders_changed();
+        self.queue_unheld(layer);
     }
 
     pub fn is_present(&self, layer: LayerKey, chunk: u32) -> bool {
@@ -122,23 +120,28 @@ impl Planner {
         let Some(state) = self.layers.get_mut(&layer) else { return };
         let mut ahead = 0..0;
         for chunk in chunks {
-            state.want(chunk, lane);
+            if state.want(chunk, lane) {
+                self.queues[lane as usize].push_back((layer, chunk));
+            }
             if lane == Lane::Demand {
                 ahead = state.read_ahead(chunk);
             }
         }
-        ahead.for_each(|chunk| state.want(chunk, Lane::Prefetch));
+        for chunk in ahead {
+            if state.want(chunk, Lane::Prefetch) {
+                self.queues[Lane::Prefetch as usize].push_back((layer, chunk));
+            }
+        }
         if lane != Lane::Background {
             self.last_urgent = Some(now);
         }
     }
 
     /// Queues all that is missing of a layer in the background lane.
-    pub fn want_rest(&mut self, layer: LayerKey) {
-        let Some(state) = self.layers.get_mut(&layer) else { return };
-        let len = state.len();
+    pub fn want_rest(&mut self, layer: LayerKey, now: Instant) {
+        let Some(len) = self.layers.get(&layer).map(LayerState::len) else { return };
         let start = if len == 0 { 0 } else { (self.rotation % u64::from(len)) as u32 };
-        (start..len).chain(0..start).for_each(|chunk| state.want(chunk, Lane::Background));
+        self.want(layer, (start..len).chain(0..start), Lane::Background, now);
     }
 
     /// A verified chunk is on this node, from whomever.
@@ -186,11 +189,7 @@ impl Planner {
             if lane == Lane::Background && !self.is_quiet(now) {
                 break;
             }
-            let mut waiting = false;
-            for key in self.order.clone() {
-                waiting |= self.plan_layer(key, lane, now, &mut requests);
-            }
-            if waiting {
+            if !self.plan_lane(lane, now, &mut requests) {
                 break;
             }
         }
@@ -210,25 +209,35 @@ impl Planner {
         self.last_urgent.is_none_or(|at| now.saturating_duration_since(at) >= self.limits.quiet)
     }
 
-    /// Assigns what waits in a lane of one layer; true when something that has holders is left for want of window.
-    fn plan_layer(&mut self, key: LayerKey, lane: Lane, now: Instant, out: &mut Vec<Request>) -> bool {
-        let Some(state) = self.layers.get_mut(&key) else { return false };
+    /// Assigns what waits in a lane; false when something that has holders is left for want of window.
+    fn plan_lane(&mut self, lane: Lane, now: Instant, out: &mut Vec<Request>) -> bool {
         let window = self.limits.window_bytes[lane as usize];
-        while let Some(chunk) = state.peek(lane) {
+        while let Some(&(key, chunk)) = self.queues[lane as usize].front() {
+            let Some(state) = self.layers.get_mut(&key).filter(|state| state.waits_in(chunk, lane)) else {
+                self.queues[lane as usize].pop_front();
+                continue;
+            };
             let bytes = u64::from(state.frame_bytes[chunk as usize]);
             match choose(&self.parents, state, chunk, |p| p.has_room(lane, bytes, window)) {
+                Choice::NoWindow => return false,
+                Choice::NoHolder => state.set_aside(chunk),
                 Choice::Parent(parent) => {
-                    state.pop(lane);
                     state.chunks[chunk as usize] = ChunkState::InFlight;
                     self.in_flight.insert((key, chunk), InFlight { lane, parent, since: now });
                     self.parents.get_mut(&parent).expect("chosen from this map").asked(lane, bytes, now);
                     append(out, parent, key, lane, chunk);
                 }
-                Choice::NoWindow => return true,
-                Choice::NoHolder => state.set_aside(chunk, lane),
             }
+            self.queues[lane as usize].pop_front();
         }
-        false
+        true
+    }
+
+    fn queue_unheld(&mut self, layer: LayerKey) {
+        let Some(state) = self.layers.get_mut(&layer) else { return };
+        for (chunk, lane) in state.take_unheld() {
+            self.queues[lane as usize].push_back((layer, chunk));
+        }
     }
 
     fn requeue(&mut self, which: impl Fn(&InFlight) -> bool) {
@@ -239,7 +248,8 @@ impl Planner {
     fn put_back(&mut self, layer: LayerKey, chunk: u32) {
         let Some(flight) = self.in_flight.remove(&(layer, chunk)) else { return };
         let Some(state) = self.layers.get_mut(&layer) else { return };
-        state.want_again(chunk, flight.lane);
+        state.chunks[chunk as usize] = ChunkState::Wanted(flight.lane);
+        self.queues[flight.lane as usize].push_front((layer, chunk));
         if let Some(parent) = self.parents.get_mut(&flight.parent) {
             parent.forget(flight.lane, u64::from(state.frame_bytes[chunk as usize]));
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use d7y_image::{Chunk, Codec, LayerIndex};
-use d7y_types::{ByteRange, Sha256Digest};
+use d7y_types::{ByteRange, LayerRef, Sha256Digest};
 
 use crate::bitmap::Bitmap;
 use crate::error::StoreError;
@@ -31,6 +31,7 @@ pub struct LayerPaths {
 #[derive(Debug)]
 pub struct Layer {
     digest: Sha256Digest,
+    reference: LayerRef,
     directory: PathBuf,
     chunks: Vec<Chunk>,
     device_bytes: u64,
@@ -50,6 +51,9 @@ impl Layer {
         let at = |name: &str| directory.join(name);
         let sealed = fs::read(at("index")).map_err(StoreError::io(at("index")))?;
         let index = LayerIndex::decode(&sealed)?;
+        let reference = fs::read(at("reference.json")).map_err(StoreError::io(at("reference.json")))?;
+        let reference = serde_json::from_slice(&reference)
+            .map_err(|error| StoreError::io(at("reference.json"))(io::Error::other(error)))?;
         let open = |name: &str| {
             OpenOptions::new()
                 .read(true)
@@ -65,6 +69,7 @@ impl Layer {
         let bits = |name: &str| Bitmap::load(open(name)?, len).map_err(StoreError::io(at(name)));
         let layer = Self {
             digest: index.layer,
+            reference,
             directory: directory.to_owned(),
             device_bytes: index.device_bytes(),
             device,
@@ -83,6 +88,11 @@ impl Layer {
 
     pub fn digest(&self) -> Sha256Digest {
         self.digest
+    }
+
+    /// Where the layer comes from: its origin, and what it must hash to.
+    pub fn reference(&self) -> &LayerRef {
+        &self.reference
     }
 
     pub fn chunks(&self) -> &[Chunk] {
@@ -144,6 +154,11 @@ impl Layer {
         let path = || StoreError::io(self.directory.join("pack"));
         self.pack.read_exact_at(&mut frame, chunk.pack_offset).map_err(path())?;
         Ok(frame)
+    }
+
+    /// Reads from the device. The caller has made sure that the chunks are readable.
+    pub fn read_device(&self, out: &mut [u8], offset: u64) -> io::Result<()> {
+        self.device.read_exact_at(out, offset)
     }
 
     /// Keeps a chunk that the caller has verified. The device first: readers wait for it, other peers do not.

@@ -8,6 +8,7 @@
 //!     device.bits                    which chunks of the device are valid
 //!     pack                           sparse; frames as they travel, what other peers read
 //!     pack.bits                      which frames of the pack are valid
+//!     reference.json                 registry, repository and digests of the layer
 //!     boot                           the boot that last vouched for the bits
 //! <directory>/staging/               layers whose index is not known yet; emptied at start
 //! ```

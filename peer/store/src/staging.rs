@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use d7y_image::{Chunk, LayerIndex};
-use d7y_types::{ChunkHash, Sha256Digest};
+use d7y_types::{ChunkHash, LayerRef};
 use parking_lot::Mutex;
 
 use crate::bitmap::Bitmap;
@@ -17,7 +17,7 @@ use crate::layer::FrameLocation;
 /// `commit`, the files go away.
 #[derive(Debug)]
 pub struct Staging {
-    digest: Sha256Digest,
+    reference: LayerRef,
     pub(crate) directory: PathBuf,
     device: Option<File>,
     pack: Arc<File>,
@@ -32,7 +32,7 @@ pub(crate) enum Keep {
 }
 
 impl Staging {
-    pub(crate) fn create(directory: PathBuf, digest: Sha256Digest, keep: Keep) -> Result<Self, StoreError> {
+    pub(crate) fn create(directory: PathBuf, reference: LayerRef, keep: Keep) -> Result<Self, StoreError> {
         fs::create_dir_all(&directory).map_err(StoreError::io(&directory))?;
         let open = |name: &str| {
             let path = directory.join(name);
@@ -44,11 +44,11 @@ impl Staging {
             Keep::FramesAndDevice => Some(open("device")?),
         };
         let pack = Arc::new(open("pack")?);
-        Ok(Self { digest, directory, device, pack, chunks: Mutex::default() })
+        Ok(Self { reference, directory, device, pack, chunks: Mutex::default() })
     }
 
-    pub fn digest(&self) -> Sha256Digest {
-        self.digest
+    pub fn reference(&self) -> &LayerRef {
+        &self.reference
     }
 
     /// Adds the next chunk. The hash is the sender's claim; `data` must have been checked against it.
@@ -97,6 +97,8 @@ impl Staging {
         if self.device.is_some() {
             device_bits.set_all((0..len).filter(confirmed)).map_err(path())?;
         }
+        let reference = serde_json::to_vec(&self.reference).expect("a layer reference is plain data");
+        fs::write(self.directory.join("reference.json"), reference).map_err(path())?;
         fs::write(self.directory.join("boot"), boot).map_err(path())?;
         fs::write(self.directory.join("index"), sealed).map_err(path())
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use d7y_image::LayerIndex;
-use d7y_types::Sha256Digest;
+use d7y_types::{LayerRef, Sha256Digest};
 use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
 
@@ -86,11 +86,12 @@ impl Store {
     }
 
     /// Room for a layer whose index is still to come.
-    pub fn stage(&self, digest: Sha256Digest) -> Result<Staging, StoreError> {
+    pub fn stage(&self, layer: &LayerRef) -> Result<Staging, StoreError> {
         let number = self.staged.fetch_add(1, Ordering::Relaxed);
-        let directory = self.options.directory.join("staging").join(format!("{}.{number}", digest.to_hex()));
+        let directory =
+            self.options.directory.join("staging").join(format!("{}.{number}", layer.digest.to_hex()));
         let keep = if self.options.devices { Keep::FramesAndDevice } else { Keep::Frames };
-        Staging::create(directory, digest, keep)
+        Staging::create(directory, layer.clone(), keep)
     }
 
     /// Turns a staged layer into a layer. `index` must have been verified; `sealed` is its encoding.
@@ -117,6 +118,12 @@ impl Store {
     pub fn keep(&self, layer: &Layer, number: u32, frame: &[u8], data: &[u8]) -> Result<(), StoreError> {
         self.make_room((frame.len() + data.len()) as u64, layer.digest())?;
         layer.keep(number, frame, data)
+    }
+
+    /// Keeps only the uncompressed form of a verified chunk: its frame is not the one in the index.
+    pub fn keep_data(&self, layer: &Layer, number: u32, data: &[u8]) -> Result<(), StoreError> {
+        self.make_room(data.len() as u64, layer.digest())?;
+        layer.keep_data(number, data)
     }
 
     /// Writes the uncompressed form of a chunk whose frame is here already.

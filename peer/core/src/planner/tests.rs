@@ -49,7 +49,7 @@ fn a_chunk_is_asked_for_once_however_many_want_it() {
 #[test]
 fn demand_overtakes_prefetch_and_background() {
     let mut rig = Rig::new(20);
-    rig.planner.want_rest(LAYER);
+    rig.planner.want_rest(LAYER, rig.now);
     assert_eq!(rig.asked(), [(SEED, Lane::Background, vec![0])]);
     rig.want(&[15, 16], Lane::Prefetch);
     rig.want(&[16], Lane::Demand);

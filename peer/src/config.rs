@@ -1,0 +1,183 @@
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use d7y_chassis::config::{ByteSize, Fault, HumanDuration, Secret, Validate};
+use d7y_chassis::daemon::DaemonConfig;
+use d7y_chassis::shutdown::ShutdownConfig;
+use d7y_chassis::telemetry::LogConfig;
+use d7y_image::{IndexSigner, TrustedKeys};
+use d7y_origin::OriginConfig;
+use serde::{Deserialize, Serialize};
+
+/// What a peer is to its cluster.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Serves the containers of its own node, and passes on what it has.
+    #[default]
+    Node,
+    /// Reads layers from their origin on behalf of the cluster.
+    Seed,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Config {
+    pub log: LogConfig,
+    pub shutdown: ShutdownConfig,
+    /// Unique in the cluster and stable over restarts; the host's name when empty.
+    pub peer_id: String,
+    pub role: Role,
+    pub store: StoreConfig,
+    pub local: LocalConfig,
+    pub transfer: TransferConfig,
+    pub observability: ObservabilityConfig,
+    pub scheduler: SchedulerConfig,
+    /// Work without a scheduler, with the peers listed under `seeds`.
+    pub standalone: bool,
+    /// Seed peers, as host:port of their piece protocol: asked when no scheduler answers.
+    pub seeds: Vec<String>,
+    pub origin: OriginConfig,
+    pub index_trust: IndexTrustConfig,
+    pub fetch: FetchConfig,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct StoreConfig {
+    pub directory: PathBuf,
+    /// Most bytes of chunks to keep; the layers used longest ago go first.
+    pub limit: ByteSize,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct LocalConfig {
+    /// Where the snapshotter and tools of this node reach the peer.
+    pub socket: PathBuf,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct TransferConfig {
+    pub listen: SocketAddr,
+    /// host:port under which other peers reach `listen`; needed when that is a wildcard address.
+    pub advertise: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ObservabilityConfig {
+    /// Each address answers /metrics and /healthy.
+    pub listen: Vec<SocketAddr>,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct SchedulerConfig {
+    /// host:port of the scheduler.
+    pub address: String,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct IndexTrustConfig {
+    /// 32-byte Ed25519 seed in hex that signs the indexes built here; made at the first start when empty.
+    pub signing_key: Secret,
+    /// Ed25519 public keys in hex whose indexes this node mounts. Its own is always among them.
+    pub public_keys: Vec<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct FetchConfig {
+    /// Fetch the rest of a layer once nothing urgent is left to fetch.
+    pub background: bool,
+    /// A node whose cluster cannot give what it needs asks the origin itself after this long.
+    pub origin_fallback_after: HumanDuration,
+    /// zstd level of the packs built here, 1 to 19.
+    pub zstd_level: i32,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self { directory: "/var/lib/d7y/peer".into(), limit: ByteSize::gib(100) }
+    }
+}
+
+impl Default for LocalConfig {
+    fn default() -> Self {
+        Self { socket: "/run/d7y/peer.sock".into() }
+    }
+}
+
+impl Default for TransferConfig {
+    fn default() -> Self {
+        Self { listen: (Ipv4Addr::UNSPECIFIED, 4000).into(), advertise: String::new() }
+    }
+}
+
+impl Default for ObservabilityConfig {
+    fn default() -> Self {
+        Self { listen: vec![(Ipv4Addr::UNSPECIFIED, 4002).into(), (Ipv4Addr::UNSPECIFIED, 4003).into()] }
+    }
+}
+
+impl Default for FetchConfig {
+    fn default() -> Self {
+        Self { background: true, origin_fallback_after: HumanDuration::from_secs(10), zstd_level: 3 }
+    }
+}
+
+impl DaemonConfig for Config {
+    fn log(&self) -> &LogConfig {
+        &self.log
+    }
+
+    fn shutdown(&self) -> &ShutdownConfig {
+        &self.shutdown
+    }
+}
+
+impl Validate for Config {
+    fn validate(&self) -> Vec<Fault> {
+        let mut faults = Vec::new();
+        if self.standalone && !self.scheduler.address.is_empty() {
+            faults.push(Fault::new(
+                "standalone",
+                "a standalone peer has no scheduler; remove scheduler.address",
+            ));
+        }
+        let addresses = [
+            ("scheduler.address", &self.scheduler.address),
+            ("transfer.advertise", &self.transfer.advertise),
+        ];
+        let seeds = self.seeds.iter().map(|seed| ("seeds", seed));
+        for (key, address) in addresses.into_iter().filter(|(_, a)| !a.is_empty()).chain(seeds) {
+            if !is_host_and_port(address) {
+                faults.push(Fault::new(key, format!("{address:?} is not of the form host:port")));
+            }
+        }
+        let key = self.index_trust.signing_key.expose();
+        if !key.is_empty() && IndexSigner::from_hex(key).is_err() {
+            faults.push(Fault::new(
+                "indexTrust.signingKey",
+                "must be 64 hex digits; `openssl rand -hex 32` makes one",
+            ));
+        }
+        if TrustedKeys::from_hex(self.index_trust.public_keys.iter().map(String::as_str)).is_err() {
+            faults.push(Fault::new("indexTrust.publicKeys", "each must be 64 hex digits"));
+        }
+        if !(1..=19).contains(&self.fetch.zstd_level) {
+            faults.push(Fault::new("fetch.zstdLevel", "must be between 1 and 19"));
+        }
+        if self.store.limit.as_u64() < 1 << 20 {
+            faults.push(Fault::new("store.limit", "must be at least 1MiB"));
+        }
+        faults
+    }
+}
+
+fn is_host_and_port(address: &str) -> bool {
+    address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+}

@@ -1,0 +1,54 @@
+//! Why a layer could not be opened, and how each side hears of it.
+
+use d7y_image::BuildError;
+use d7y_origin::OriginError;
+use d7y_proto::local::Reason;
+use d7y_transfer::FailureCode;
+
+/// Shared by all who wait for the same layer, hence text instead of sources.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct OpenFailure {
+    pub code: FailureCode,
+    pub message: String,
+}
+
+impl OpenFailure {
+    pub fn new(code: FailureCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    pub fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::new(FailureCode::Internal, chain(error))
+    }
+
+    pub fn reason(&self) -> Reason {
+        match self.code {
+            FailureCode::Internal => Reason::Internal,
+            FailureCode::Unauthorized => Reason::Unauthorized,
+            FailureCode::NotFound => Reason::NotFound,
+            FailureCode::Corrupt => Reason::Corrupt,
+            FailureCode::Unavailable => Reason::Unavailable,
+        }
+    }
+
+    pub fn from_origin(error: &OriginError) -> Self {
+        let code = match error {
+            OriginError::Unauthorized { .. } | OriginError::Credentials { .. } => FailureCode::Unauthorized,
+            OriginError::NotFound { .. } => FailureCode::NotFound,
+            OriginError::TooLong { .. } | OriginError::Name(_) => FailureCode::Corrupt,
+            _ => FailureCode::Unavailable,
+        };
+        Self::new(code, chain(error))
+    }
+
+    pub fn from_build(error: &BuildError) -> Self {
+        Self::new(FailureCode::Corrupt, chain(error))
+    }
+}
+
+/// An error and all its causes in one line.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

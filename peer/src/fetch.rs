@@ -1,0 +1,443 @@
+//! The fetch loop: one task owns the planner, the connections to parents and everybody who waits for a chunk.
+//!
+//! Commands come in over a bounded queue and are applied one after the other; what the planner asks for goes out
+//! over the connections; decoding, hashing and writing happen on the blocking pool and come back as commands. The
+//! loop ends with the daemon; waiters then see their channel close.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use d7y_peer_core::{Bits, Lane, Limits, ParentId, ParentRole, Planner, Request};
+use d7y_store::{Layer, Store, StoreError};
+use d7y_transfer::{Client, Event};
+use d7y_types::Sha256Digest;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::metrics::{Metrics, Source};
+use crate::news::News;
+
+/// Commands that may wait for the loop; a full queue slows whoever sends.
+const COMMAND_QUEUE: usize = 4096;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A parent that could not be reached is tried again after this long.
+const RECONNECT_AFTER: Duration = Duration::from_secs(1);
+/// A parent that sent a chunk with a wrong digest is not asked again for this long.
+const QUARANTINE: Duration = Duration::from_secs(600);
+
+/// A peer to fetch from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Parent {
+    pub address: SocketAddr,
+    pub seed: bool,
+}
+
+/// Chunks that could not be kept, for the one who asked.
+pub type Uncached = Vec<(u32, Bytes)>;
+
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+pub enum FetchError {
+    #[error("the peer is stopping")]
+    Stopping,
+    #[error("the data did not arrive within its deadline")]
+    Deadline,
+}
+
+enum Command {
+    AddLayer { layer: Arc<Layer>, background: bool },
+    SetParents { layer: Sha256Digest, parents: Vec<Parent> },
+    Ensure { layer: Arc<Layer>, chunks: Vec<u32>, reply: oneshot::Sender<Uncached> },
+    Prefetch(Vec<(Sha256Digest, u32)>),
+    Connected { parent: Parent, result: Option<(Client, mpsc::Receiver<Event>)> },
+    Event { parent: ParentId, event: Event },
+    Lost(ParentId),
+    Settled { from: Option<ParentId>, layer: Sha256Digest, number: u32, outcome: Outcome },
+    Orphans { reply: oneshot::Sender<Vec<Sha256Digest>> },
+}
+
+/// What became of a chunk that arrived.
+enum Outcome {
+    Kept,
+    Uncached(Bytes),
+    Rejected,
+}
+
+/// The way to the fetch loop.
+#[derive(Clone)]
+pub struct Fetcher(mpsc::Sender<Command>);
+
+/// What the loop works with.
+pub struct FetchContext {
+    pub peer_id: Arc<str>,
+    pub store: Arc<Store>,
+    pub metrics: Arc<Metrics>,
+    pub news: Arc<News>,
+}
+
+impl Fetcher {
+    pub fn new(context: FetchContext) -> (Self, impl Future<Output = ()> + Send) {
+        let (send, commands) = mpsc::channel(COMMAND_QUEUE);
+        let rotation = rotation_of(&context.peer_id);
+        let fetch_loop = FetchLoop {
+            context,
+            planner: Planner::new(Limits::default(), rotation),
+            layers: HashMap::new(),
+            parents: HashMap::new(),
+            connecting: HashSet::new(),
+            shunned: HashMap::new(),
+            waiters: HashMap::new(),
+            next_id: 0,
+            commands: send.clone(),
+        };
+        (Self(send), fetch_loop.run(commands))
+    }
+
+    pub async fn add_layer(&self, layer: Arc<Layer>, background: bool) {
+        let _ = self.0.send(Command::AddLayer { layer, background }).await;
+    }
+
+    pub async fn set_parents(&self, layer: Sha256Digest, parents: Vec<Parent>) {
+        let _ = self.0.send(Command::SetParents { layer, parents }).await;
+    }
+
+    /// Chunks in the order in which a container will touch them.
+    pub async fn prefetch(&self, chunks: Vec<(Sha256Digest, u32)>) {
+        let _ = self.0.send(Command::Prefetch(chunks)).await;
+    }
+
+    /// Waits until chunks are on this node. Returns the bytes of those that the disk refused.
+    pub async fn ensure(
+        &self,
+        layer: &Arc<Layer>,
+        chunks: Vec<u32>,
+        deadline: Duration,
+    ) -> Result<Uncached, FetchError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Ensure { layer: layer.clone(), chunks, reply };
+        self.0.send(command).await.map_err(|_| FetchError::Stopping)?;
+        let answer = tokio::time::timeout(deadline, answer).await.map_err(|_| FetchError::Deadline)?;
+        answer.map_err(|_| FetchError::Stopping)
+    }
+
+    /// A chunk that came from the origin was kept, or could not be.
+    pub fn settled_from_origin(&self, layer: Sha256Digest, number: u32, uncached: Option<Bytes>) {
+        let outcome = uncached.map_or(Outcome::Kept, Outcome::Uncached);
+        let _ = self.0.blocking_send(Command::Settled { from: None, layer, number, outcome });
+    }
+
+    /// Layers that somebody waits for and that no parent holds.
+    pub async fn orphans(&self) -> Vec<Sha256Digest> {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.0.send(Command::Orphans { reply }).await;
+        answer.await.unwrap_or_default()
+    }
+}
+
+/// Spreads background order over peers: any number that differs between them.
+fn rotation_of(peer_id: &str) -> u64 {
+    peer_id
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+struct FetchLoop {
+    context: FetchContext,
+    planner: Planner,
+    layers: HashMap<Sha256Digest, LayerEntry>,
+    parents: HashMap<ParentId, Connected>,
+    connecting: HashSet<Parent>,
+    /// Addresses not to connect to before a time: unreachable or caught lying.
+    shunned: HashMap<SocketAddr, Instant>,
+    waiters: HashMap<u64, Waiter>,
+    next_id: u64,
+    commands: mpsc::Sender<Command>,
+}
+
+struct LayerEntry {
+    layer: Arc<Layer>,
+    parents: Vec<Parent>,
+    waiting: HashMap<u32, Vec<u64>>,
+}
+
+struct Connected {
+    parent: Parent,
+    client: Client,
+}
+
+struct Waiter {
+    missing: usize,
+    uncached: Uncached,
+    reply: oneshot::Sender<Uncached>,
+    since: Instant,
+}
+
+impl FetchLoop {
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        loop {
+            let wake = self.planner.next_wake(Instant::now());
+            match tokio::time::timeout(wake, commands.recv()).await {
+                Ok(Some(command)) => self.apply(command),
+                Ok(None) => return,
+                Err(_) => {
+                    self.forget_gone_waiters();
+                    self.reconnect();
+                }
+            }
+            while let Ok(command) = commands.try_recv() {
+                self.apply(command);
+            }
+            let requests = self.planner.next_requests(Instant::now());
+            requests.into_iter().for_each(|request| self.send(request));
+        }
+    }
+
+    fn apply(&mut self, command: Command) {
+        match command {
+            Command::AddLayer { layer, background } => self.add_layer(layer, background),
+            Command::SetParents { layer, parents } => self.set_parents(layer, parents),
+            Command::Ensure { layer, chunks, reply } => self.ensure(layer, chunks, reply),
+            Command::Prefetch(chunks) => {
+                let now = Instant::now();
+                for (layer, number) in chunks {
+                    self.planner.want(layer, [number], Lane::Prefetch, now);
+                }
+            }
+            Command::Connected { parent, result } => self.connected(parent, result),
+            Command::Event { parent, event } => self.event(parent, event),
+            Command::Lost(parent) => self.lost(parent),
+            Command::Settled { from, layer, number, outcome } => self.settled(from, layer, number, outcome),
+            Command::Orphans { reply } => {
+                let orphans = self.layers.keys().filter(|layer| self.planner.has_orphans(**layer)).copied();
+                let _ = reply.send(orphans.collect());
+            }
+        }
+    }
+
+    fn add_layer(&mut self, layer: Arc<Layer>, background: bool) {
+        let digest = layer.digest();
+        if !self.layers.contains_key(&digest) {
+            let sizes = layer.chunks().iter().map(|chunk| chunk.frame_bytes).collect();
+            let len = layer.chunks().len() as u32;
+            let present =
+                Bits::from_bytes(layer.readable().to_bytes(), len).unwrap_or_else(|| Bits::new(len));
+            self.planner.add_layer(digest, sizes, &present);
+            self.layers.insert(digest, LayerEntry { layer, parents: Vec::new(), waiting: HashMap::new() });
+        }
+        if background {
+            self.planner.want_rest(digest, Instant::now());
+        }
+    }
+
+    fn set_parents(&mut self, layer: Sha256Digest, parents: Vec<Parent>) {
+        let Some(entry) = self.layers.get_mut(&layer) else { return };
+        entry.parents = parents;
+        self.reconnect();
+    }
+
+    /// Connects to parents that are wanted and not there; binds those that are.
+    fn reconnect(&mut self) {
+        let now = Instant::now();
+        self.shunned.retain(|_, until| *until > now);
+        let by_address: HashMap<SocketAddr, ParentId> =
+            self.parents.iter().map(|(id, connected)| (connected.parent.address, *id)).collect();
+        let mut wanted = HashSet::new();
+        for (digest, entry) in &self.layers {
+            for parent in &entry.parents {
+                match by_address.get(&parent.address) {
+                    Some(id) => drop(self.parents[id].client.bind(*digest)),
+                    None => drop(wanted.insert(*parent)),
+                }
+            }
+        }
+        for parent in wanted {
+            if !self.shunned.contains_key(&parent.address) && self.connecting.insert(parent) {
+                tokio::spawn(connect(parent, self.context.peer_id.clone(), self.commands.clone()));
+            }
+        }
+    }
+
+    fn connected(&mut self, parent: Parent, result: Option<(Client, mpsc::Receiver<Event>)>) {
+        self.connecting.remove(&parent);
+        let Some((client, mut events)) = result else {
+            self.shunned.insert(parent.address, Instant::now() + RECONNECT_AFTER);
+            return;
+        };
+        let id = ParentId(self.next_id as u32);
+        self.next_id += 1;
+        let role = if parent.seed { ParentRole::Seed } else { ParentRole::Node };
+        self.planner.add_parent(id, role);
+        self.parents.insert(id, Connected { parent, client });
+        self.context.metrics.connected_parents.set(self.parents.len() as i64);
+        let commands = self.commands.clone();
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                if commands.send(Command::Event { parent: id, event }).await.is_err() {
+                    return;
+                }
+            }
+            let _ = commands.send(Command::Lost(id)).await;
+        });
+        self.reconnect();
+    }
+
+    fn lost(&mut self, parent: ParentId) {
+        self.planner.remove_parent(parent);
+        if let Some(gone) = self.parents.remove(&parent) {
+            tracing::debug!(address = %gone.parent.address, "lost the connection to a parent");
+            self.context.metrics.connected_parents.set(self.parents.len() as i64);
+        }
+    }
+
+    fn send(&mut self, request: Request) {
+        let lane = match request.lane {
+            Lane::Demand => d7y_transfer::Lane::Demand,
+            Lane::Prefetch => d7y_transfer::Lane::Prefetch,
+            Lane::Background => d7y_transfer::Lane::Background,
+        };
+        let parent = self.parents.get(&request.parent);
+        if !parent.is_some_and(|to| to.client.get(request.layer, lane, &request.chunks)) {
+            self.lost(request.parent);
+        }
+    }
+
+    fn ensure(&mut self, layer: Arc<Layer>, chunks: Vec<u32>, reply: oneshot::Sender<Uncached>) {
+        let digest = layer.digest();
+        self.add_layer(layer, false);
+        let missing: Vec<u32> =
+            chunks.into_iter().filter(|number| !self.planner.is_present(digest, *number)).collect();
+        let id = self.next_id;
+        self.next_id += 1;
+        if missing.is_empty() {
+            let _ = reply.send(Uncached::new());
+            return;
+        }
+        let waiter = Waiter { missing: missing.len(), uncached: Vec::new(), reply, since: Instant::now() };
+        self.waiters.insert(id, waiter);
+        let entry = self.layers.get_mut(&digest).expect("added above");
+        for number in &missing {
+            entry.waiting.entry(*number).or_default().push(id);
+        }
+        self.planner.want(digest, missing, Lane::Demand, Instant::now());
+    }
+
+    fn event(&mut self, parent: ParentId, event: Event) {
+        match event {
+            Event::Frame { layer, number, frame } => self.frame(parent, layer, number, frame),
+            Event::Missing { layer, number } => self.planner.refused(layer, number, parent),
+            Event::Have { layer, numbers } => self.planner.add_holding(layer, parent, numbers),
+            Event::Holding { layer, bits } => {
+                let Some(entry) = self.layers.get(&layer) else { return };
+                let len = entry.layer.chunks().len() as u32;
+                let bits = Bits::from_bytes(bits, len).unwrap_or_else(|| Bits::new(len));
+                self.planner.set_holding(layer, parent, bits);
+            }
+        }
+    }
+
+    /// Verifies and keeps a frame on the blocking pool; nobody sees it before.
+    fn frame(&mut self, parent: ParentId, digest: Sha256Digest, number: u32, frame: Bytes) {
+        let (Some(entry), Some(from)) = (self.layers.get(&digest), self.parents.get(&parent)) else { return };
+        if self.planner.is_present(digest, number) || number as usize >= entry.layer.chunks().len() {
+            return;
+        }
+        let source = if from.parent.seed { Source::seed } else { Source::node };
+        let (layer, store, metrics) =
+            (entry.layer.clone(), self.context.store.clone(), self.context.metrics.clone());
+        let commands = self.commands.clone();
+        tokio::task::spawn_blocking(move || {
+            let outcome = settle(&store, &layer, number, &frame);
+            match outcome {
+                Outcome::Rejected => metrics.rejected(source),
+                _ => metrics.received_chunk(source, frame.len() as u64),
+            }
+            let _ = commands.blocking_send(Command::Settled {
+                from: Some(parent),
+                layer: digest,
+                number,
+                outcome,
+            });
+        });
+    }
+
+    fn settled(&mut self, from: Option<ParentId>, layer: Sha256Digest, number: u32, outcome: Outcome) {
+        let now = Instant::now();
+        match outcome {
+            Outcome::Kept => {
+                self.planner.arrived(layer, number, now);
+                self.context.news.announce(layer, number);
+                self.release(layer, number, None);
+            }
+            Outcome::Uncached(data) => {
+                self.context.metrics.store_full.inc();
+                self.planner.dropped(layer, number, now);
+                self.release(layer, number, Some(data));
+            }
+            Outcome::Rejected => {
+                let Some(parent) = from else { return };
+                self.planner.refused(layer, number, parent);
+                if let Some(liar) = self.parents.get(&parent) {
+                    let address = liar.parent.address;
+                    tracing::warn!(%address, %layer, number, "a parent sent a chunk that fails its digest and is shunned");
+                    self.shunned.insert(address, now + QUARANTINE);
+                }
+                self.lost(parent);
+            }
+        }
+    }
+
+    /// Whoever asked has given up: nothing is owed any more. What is under way still arrives.
+    fn forget_gone_waiters(&mut self) {
+        let before = self.waiters.len();
+        self.waiters.retain(|_, waiter| !waiter.reply.is_closed());
+        if self.waiters.len() == before {
+            return;
+        }
+        for entry in self.layers.values_mut() {
+            entry.waiting.values_mut().for_each(|ids| ids.retain(|id| self.waiters.contains_key(id)));
+            entry.waiting.retain(|_, ids| !ids.is_empty());
+        }
+    }
+
+    fn release(&mut self, layer: Sha256Digest, number: u32, uncached: Option<Bytes>) {
+        let Some(waiting) = self.layers.get_mut(&layer).and_then(|entry| entry.waiting.remove(&number))
+        else {
+            return;
+        };
+        for id in waiting {
+            let Some(waiter) = self.waiters.get_mut(&id) else { continue };
+            waiter.missing -= 1;
+            waiter.uncached.extend(uncached.clone().map(|data| (number, data)));
+            if waiter.missing == 0 {
+                let waiter = self.waiters.remove(&id).expect("found above");
+                self.context.metrics.waited(waiter.since.elapsed().as_secs_f64());
+                let _ = waiter.reply.send(waiter.uncached);
+            }
+        }
+    }
+}
+
+async fn connect(parent: Parent, me: Arc<str>, commands: mpsc::Sender<Command>) {
+    let result = Client::connect(parent.address, &me, CONNECT_TIMEOUT).await;
+    if let Err(error) = &result {
+        tracing::debug!(address = %parent.address, error = crate::failure::chain(error), "cannot connect to a parent");
+    }
+    let _ = commands.send(Command::Connected { parent, result: result.ok() }).await;
+}
+
+fn settle(store: &Store, layer: &Layer, number: u32, frame: &[u8]) -> Outcome {
+    let chunk = &layer.chunks()[number as usize];
+    let Ok(data) = d7y_store::decode_chunk(chunk, frame) else { return Outcome::Rejected };
+    match store.keep(layer, number, frame, &data) {
+        Ok(()) => Outcome::Kept,
+        Err(StoreError::Full) => Outcome::Uncached(data.into()),
+        Err(error) => {
+            tracing::error!(
+                error = crate::failure::chain(&error),
+                "a chunk could not be written and is served uncached"
+            );
+            Outcome::Uncached(data.into())
+        }
+    }
+}

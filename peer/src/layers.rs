@@ -1,0 +1,253 @@
+//! Every way in which this peer comes to a layer, behind one `open`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use d7y_chassis::tasks::{OnEnd, Tasks};
+use d7y_proto::scheduler::inventory::State;
+use d7y_store::{Layer, Store};
+use d7y_transfer::FailureCode;
+use d7y_types::{ByteRange, LayerRef};
+use tokio::sync::{Semaphore, watch};
+
+use crate::directory::{Directory, Plan};
+use crate::failure::OpenFailure;
+use crate::fetch::{FetchError, Fetcher, Uncached};
+use crate::ingest::Ingester;
+use crate::metrics::Metrics;
+use crate::openings::{Join, Openings, Outcome, Progress, Reporter};
+use crate::receive::Receiver;
+
+/// Layers read from origins at once: each holds a connection, a thread and about 4 MiB.
+const MAX_INGESTS: usize = 8;
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MOST: Duration = Duration::from_secs(1);
+
+/// Who asks decides whether this peer may go to the origin for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asker {
+    /// This node's own snapshotter.
+    Local,
+    /// Another peer; only seeds read origins for others.
+    Peer,
+}
+
+pub struct LayersConfig {
+    pub seed: bool,
+    pub background: bool,
+    pub origin_fallback_after: Duration,
+}
+
+pub struct Layers {
+    pub config: LayersConfig,
+    pub store: Arc<Store>,
+    pub openings: Openings,
+    pub directory: Arc<Directory>,
+    pub fetcher: Fetcher,
+    pub ingester: Ingester,
+    pub receiver: Receiver,
+    pub metrics: Arc<Metrics>,
+    pub tasks: Tasks,
+    ingests: Semaphore,
+}
+
+/// What a caller of `open` follows.
+pub enum Open {
+    Ready(Arc<Layer>),
+    Following(watch::Receiver<Progress>),
+}
+
+/// The parts that [`Layers::new`] puts together.
+pub struct LayersParts {
+    pub config: LayersConfig,
+    pub directory: Arc<Directory>,
+    pub fetcher: Fetcher,
+    pub ingester: Ingester,
+    pub receiver: Receiver,
+    pub tasks: Tasks,
+}
+
+impl Layers {
+    pub fn new(parts: LayersParts) -> Arc<Self> {
+        let LayersParts { config, directory, fetcher, ingester, receiver, tasks } = parts;
+        let (store, metrics) = (ingester.store.clone(), ingester.metrics.clone());
+        let ingests = Semaphore::new(MAX_INGESTS);
+        let openings = Openings::default();
+        let this =
+            Self { config, store, openings, directory, fetcher, ingester, receiver, metrics, tasks, ingests };
+        for layer in this.store.layers() {
+            this.directory.announce(layer.digest(), inventory_state(&layer));
+        }
+        Arc::new(this)
+    }
+
+    /// Finds the layer here, joins the work on it, or starts that work.
+    pub async fn open(self: &Arc<Self>, layer: &LayerRef, asker: Asker) -> Result<Open, OpenFailure> {
+        if let Some(known) = self.store.layer(layer.digest) {
+            if known.reference().diff_id != layer.diff_id {
+                let problem = "the image's config gives this layer another diff id than its bytes have";
+                return Err(OpenFailure::new(FailureCode::Corrupt, problem));
+            }
+            if asker == Asker::Local {
+                self.engage(&known).await;
+            }
+            return Ok(Open::Ready(known));
+        }
+        if asker == Asker::Peer && !self.config.seed {
+            let running = self.openings.running(layer.digest).map(Open::Following);
+            let absent = || OpenFailure::new(FailureCode::Unavailable, "this node does not have the layer");
+            return running.ok_or_else(absent);
+        }
+        match self.openings.join(layer.digest) {
+            Join::Follow(progress) => Ok(Open::Following(progress)),
+            Join::Lead(progress, reporter) => {
+                let (this, layer) = (self.clone(), layer.clone());
+                self.tasks.spawn("open layer", OnEnd::Expected, async move {
+                    this.lead(layer, reporter).await;
+                    Ok::<_, std::convert::Infallible>(())
+                });
+                Ok(Open::Following(progress))
+            }
+        }
+    }
+
+    async fn lead(self: Arc<Self>, layer: LayerRef, reporter: Reporter) {
+        let began = Instant::now();
+        let outcome = match self.obtain(&layer, &reporter).await {
+            Ok(ready) => {
+                tracing::info!(layer = %layer.digest, chunks = ready.chunks().len(), ms = began.elapsed().as_millis() as u64, "layer index is here");
+                self.directory.announce(layer.digest, inventory_state(&ready));
+                self.engage(&ready).await;
+                Outcome::Ready(ready)
+            }
+            Err(failure) => {
+                tracing::warn!(layer = %layer.digest, code = ?failure.code, error = failure.message, "layer cannot be opened");
+                self.directory.announce(layer.digest, State::Failed);
+                self.directory.forget(layer.digest);
+                self.metrics.opened("failed");
+                Outcome::Failed(failure)
+            }
+        };
+        self.openings.end(layer.digest, &reporter, outcome);
+    }
+
+    /// Makes the fetch loop know the layer and its parents.
+    async fn engage(&self, layer: &Arc<Layer>) {
+        self.fetcher.add_layer(layer.clone(), self.config.background && !layer.readable().is_full()).await;
+        let plan = self.directory.plan(layer.digest()).await;
+        let mut parents = plan.ask;
+        for seed in self.directory.static_seeds(layer.digest()).await {
+            if !parents.contains(&seed) {
+                parents.push(seed);
+            }
+        }
+        self.fetcher.set_parents(layer.digest(), parents).await;
+    }
+
+    async fn obtain(&self, layer: &LayerRef, reporter: &Reporter) -> Result<Arc<Layer>, OpenFailure> {
+        let began = Instant::now();
+        let mut delay = RETRY_FIRST;
+        loop {
+            let plan = self.directory.plan(layer.digest).await;
+            let alone = plan.ingest || (plan.ask.is_empty() && self.config.seed);
+            if alone || began.elapsed() >= self.config.origin_fallback_after {
+                return self.ingest(layer, reporter).await;
+            }
+            match self.ask(&plan, layer, reporter).await {
+                Ok(ready) => return Ok(ready),
+                Err(failure) => match failure.code {
+                    // What the other's credentials do not open, this node's own may.
+                    FailureCode::Unauthorized => return self.ingest(layer, reporter).await,
+                    FailureCode::Corrupt | FailureCode::NotFound => return Err(failure),
+                    FailureCode::Internal | FailureCode::Unavailable => {
+                        tracing::debug!(layer = %layer.digest, error = failure.message, "asking again");
+                    }
+                },
+            }
+            tokio::time::sleep(delay).await;
+            delay = (delay * 2).min(RETRY_MOST);
+        }
+    }
+
+    async fn ask(
+        &self,
+        plan: &Plan,
+        layer: &LayerRef,
+        reporter: &Reporter,
+    ) -> Result<Arc<Layer>, OpenFailure> {
+        let mut last = OpenFailure::new(FailureCode::Unavailable, "no peer has the layer");
+        for parent in &plan.ask {
+            match self.receiver.receive(parent.address, layer, reporter).await {
+                Ok(ready) => {
+                    self.metrics.opened("received");
+                    return Ok(ready);
+                }
+                Err(failure) => last = failure,
+            }
+        }
+        Err(last)
+    }
+
+    async fn ingest(&self, layer: &LayerRef, reporter: &Reporter) -> Result<Arc<Layer>, OpenFailure> {
+        let _slot = self.ingests.acquire().await.expect("never closed");
+        self.directory.announce(layer.digest, State::Ingesting);
+        let ready = self.ingester.ingest(layer, reporter).await?;
+        self.metrics.opened("ingested");
+        Ok(ready)
+    }
+
+    /// Makes a range of the device readable: from this node's own frames, else from the swarm. Returns the bytes of
+    /// chunks that the disk refused.
+    pub async fn make_readable(
+        &self,
+        layer: &Arc<Layer>,
+        range: ByteRange,
+        deadline: Duration,
+    ) -> Result<Uncached, FetchError> {
+        let missing: Vec<u32> =
+            layer.chunks_in(range).filter(|number| !layer.readable().get(*number)).collect();
+        let (here, elsewhere): (Vec<u32>, Vec<u32>) =
+            missing.into_iter().partition(|number| layer.shareable().get(*number));
+        let mut wanted = elsewhere;
+        if !here.is_empty() {
+            let (store, unpacked) = (self.store.clone(), layer.clone());
+            let unpack =
+                move || here.into_iter().filter(|n| store.unpack(&unpacked, *n).is_err()).collect::<Vec<_>>();
+            wanted.extend(tokio::task::spawn_blocking(unpack).await.unwrap_or_default());
+        }
+        if wanted.is_empty() {
+            return Ok(Uncached::new());
+        }
+        self.fetcher.ensure(layer, wanted, deadline).await
+    }
+
+    /// Reads layers again from the origin when readers wait for chunks that nobody holds any more.
+    pub async fn watch_orphans(self: Arc<Self>) {
+        let patience = self.config.origin_fallback_after;
+        let mut since = std::collections::HashMap::new();
+        loop {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let orphans = self.fetcher.orphans().await;
+            since.retain(|layer, _| orphans.contains(layer));
+            for digest in orphans {
+                let first = *since.entry(digest).or_insert_with(Instant::now);
+                let Some(layer) = self.store.layer(digest).filter(|_| first.elapsed() >= patience) else {
+                    continue;
+                };
+                tracing::warn!(layer = %digest, "no peer holds what a reader waits for; reading the origin again");
+                if let Err(failure) = self.ingester.refill(&layer, &self.fetcher).await {
+                    tracing::warn!(layer = %digest, error = failure.message, "the origin did not help");
+                }
+                since.remove(&digest);
+            }
+        }
+    }
+}
+
+/// What the cluster is told about a layer here.
+pub fn inventory_state(layer: &Layer) -> State {
+    match layer.shareable().is_full() {
+        true => State::Complete,
+        false => State::Partial,
+    }
+}

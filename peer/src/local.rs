@@ -1,0 +1,246 @@
+//! What the snapshotter and tools of this node see of the peer.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use d7y_chassis::tasks::{OnEnd, Tasks};
+use d7y_peer_client::{Answer, Handler, digest_from_wire, layer_from_wire};
+use d7y_proto::local::{
+    Done, EnsureRange, ImageOpened, LayerOpened, LayerStatus, OpenImage, OpenLayer, RangePresent, Reason,
+    RecordTrace, Request, Status, request, response,
+};
+use d7y_store::Layer;
+use d7y_types::{ByteRange, LayerRef, Sha256Digest};
+use parking_lot::Mutex;
+
+use crate::failure::{OpenFailure, chain};
+use crate::fetch::{FetchError, Uncached};
+use crate::layers::{Asker, Layers, Open};
+use crate::openings::{self, Outcome};
+use crate::trace::{Traces, chunks};
+
+/// Descriptors parked at once; one per snapshotter is what is needed.
+const MAX_PARKED: usize = 16;
+/// One read of the kernel is at most 1 MiB.
+const MAX_RANGE_BYTES: u64 = 4 << 20;
+/// Layers of one image; containerd itself stops earlier.
+const MAX_IMAGE_LAYERS: usize = 1024;
+/// How long a trace waits for the layers' indexes before it is of no use.
+const TRACE_PATIENCE: Duration = Duration::from_secs(600);
+
+pub struct LocalService {
+    pub peer_id: Arc<str>,
+    pub layers: Arc<Layers>,
+    pub traces: Arc<Traces>,
+    pub tasks: Tasks,
+    pub parked: Mutex<HashMap<String, OwnedFd>>,
+}
+
+impl Handler for LocalService {
+    async fn handle(&self, request: Request, descriptor: Option<OwnedFd>) -> Answer {
+        match request.kind {
+            Some(request::Kind::OpenImage(image)) => self.open_image(image).await,
+            Some(request::Kind::OpenLayer(open)) => self.open_layer(open).await,
+            Some(request::Kind::EnsureRange(range)) => self.ensure_range(range).await,
+            Some(request::Kind::PutDescriptor(put)) => self.park(put.name, descriptor),
+            Some(request::Kind::TakeDescriptor(take)) => self.unpark(&take.name),
+            Some(request::Kind::RecordTrace(trace)) => self.record(trace).await,
+            Some(request::Kind::PinLayers(pin)) => {
+                self.layers.store.pin(pin.digests.iter().filter_map(|raw| digest_from_wire(raw).ok()));
+                done()
+            }
+            Some(request::Kind::GetStatus(_)) => self.status(),
+            None => Answer::failure(Reason::Invalid, "the request is of a kind that this peer does not know"),
+        }
+    }
+}
+
+impl LocalService {
+    /// Starts on all layers at once, and on what the trace says as soon as their indexes are here.
+    async fn open_image(&self, image: OpenImage) -> Answer {
+        let parsed: Result<Vec<LayerRef>, _> =
+            image.layers.into_iter().take(MAX_IMAGE_LAYERS).map(layer_from_wire).collect();
+        let (Ok(layers), Ok(manifest)) = (parsed, digest_from_wire(&image.manifest_digest)) else {
+            return Answer::failure(Reason::Invalid, "the image has a layer or digest that is malformed");
+        };
+        let mut opens = Vec::new();
+        for layer in &layers {
+            if let Ok(open) = self.layers.open(layer, Asker::Local).await {
+                opens.push(open);
+            }
+        }
+        let trace = self.traces.find(manifest).await;
+        let has_trace = trace.is_some();
+        if let Some(trace) = trace {
+            self.tasks.spawn("replay a trace", OnEnd::Expected, replay(self.layers.clone(), opens, trace));
+        }
+        Answer::of(response::Kind::ImageOpened(ImageOpened { has_trace }))
+    }
+
+    async fn open_layer(&self, open: OpenLayer) -> Answer {
+        let Some(Ok(layer)) = open.layer.map(layer_from_wire) else {
+            return Answer::failure(Reason::Invalid, "the layer reference is malformed");
+        };
+        let deadline = Duration::from_millis(u64::from(open.deadline_ms));
+        let opened = async {
+            match self.layers.open(&layer, Asker::Local).await? {
+                Open::Ready(ready) => Ok(ready),
+                Open::Following(progress) => match openings::outcome(progress).await {
+                    Outcome::Ready(ready) => Ok(ready),
+                    Outcome::Failed(failure) => Err(failure),
+                },
+            }
+        };
+        match tokio::time::timeout(deadline, opened).await {
+            Err(_) => Answer::failure(Reason::Deadline, "the layer is still being read; ask again"),
+            Ok(Err(failure)) => refuse(&failure),
+            Ok(Ok(layer)) => {
+                let paths = layer.paths();
+                let text = |path: std::path::PathBuf| path.to_string_lossy().into_owned();
+                Answer::of(response::Kind::LayerOpened(LayerOpened {
+                    index_path: text(paths.index),
+                    device_path: text(paths.device),
+                    bitmap_path: text(paths.device_bits),
+                }))
+            }
+        }
+    }
+
+    async fn ensure_range(&self, wanted: EnsureRange) -> Answer {
+        let range = ByteRange::new(wanted.offset, wanted.length);
+        let layer = digest_from_wire(&wanted.digest).ok().and_then(|digest| self.layers.store.layer(digest));
+        let Some(layer) = layer else {
+            return Answer::failure(Reason::NotFound, "the layer is not in the store; open it again");
+        };
+        if range.length > MAX_RANGE_BYTES || range.end() > layer.device_bytes() {
+            return Answer::failure(
+                Reason::Invalid,
+                "the range lies outside the layer's device or is too long",
+            );
+        }
+        let deadline = Duration::from_millis(u64::from(wanted.deadline_ms));
+        match self.layers.make_readable(&layer, range, deadline).await {
+            Ok(uncached) if uncached.is_empty() => present(Vec::new()),
+            Ok(uncached) => match assemble(layer, range, uncached).await {
+                Ok(bytes) => present(bytes),
+                Err(error) => Answer::failure(Reason::Internal, chain(&error)),
+            },
+            Err(FetchError::Deadline) => Answer::failure(
+                Reason::Deadline,
+                format!(
+                    "no parent and no origin gave {} bytes of layer {} in time",
+                    range.length,
+                    layer.digest()
+                ),
+            ),
+            Err(error) => Answer::failure(Reason::Unavailable, chain(&error)),
+        }
+    }
+
+    fn park(&self, name: String, descriptor: Option<OwnedFd>) -> Answer {
+        let Some(descriptor) = descriptor else {
+            return Answer::failure(Reason::Invalid, "PutDescriptor came without a descriptor");
+        };
+        let mut parked = self.parked.lock();
+        if parked.len() >= MAX_PARKED && !parked.contains_key(&name) {
+            return Answer::failure(Reason::Invalid, "too many descriptors are parked already");
+        }
+        parked.insert(name, descriptor);
+        done()
+    }
+
+    fn unpark(&self, name: &str) -> Answer {
+        let duplicate = self.parked.lock().get(name).map(OwnedFd::try_clone);
+        match duplicate {
+            None => Answer::failure(Reason::NotFound, "no descriptor of this name is parked"),
+            Some(Err(error)) => Answer::failure(Reason::Internal, chain(&error)),
+            Some(Ok(descriptor)) => Answer { descriptor: Some(descriptor), ..done() },
+        }
+    }
+
+    async fn record(&self, trace: RecordTrace) -> Answer {
+        let Ok(image) = digest_from_wire(&trace.manifest_digest) else {
+            return Answer::failure(Reason::Invalid, "the manifest digest is malformed");
+        };
+        match self.traces.record(image, &trace).await {
+            Ok(()) => done(),
+            Err(error) => Answer::failure(Reason::Internal, chain(&error)),
+        }
+    }
+
+    fn status(&self) -> Answer {
+        let usage = self.layers.store.usage();
+        let layer_status = |layer: Arc<Layer>| LayerStatus {
+            digest: layer.digest().0.to_vec(),
+            chunks: layer.chunks().len() as u32,
+            chunks_present: layer.readable().count(),
+            device_bytes: layer.device_bytes(),
+            ..LayerStatus::default()
+        };
+        Answer::of(response::Kind::Status(Status {
+            peer_id: self.peer_id.to_string(),
+            scheduler_connected: self.layers.directory.is_connected(),
+            layers: self.layers.store.layers().into_iter().map(layer_status).collect(),
+            store_bytes: usage.kept_bytes,
+            store_limit_bytes: usage.limit_bytes,
+        }))
+    }
+}
+
+async fn replay(layers: Arc<Layers>, opens: Vec<Open>, trace: RecordTrace) -> anyhow::Result<()> {
+    let mut lengths: HashMap<Sha256Digest, u32> = HashMap::new();
+    let indexes = async {
+        for open in opens {
+            let layer = match open {
+                Open::Ready(layer) => layer,
+                Open::Following(progress) => match openings::outcome(progress).await {
+                    Outcome::Ready(layer) => layer,
+                    Outcome::Failed(_) => continue,
+                },
+            };
+            lengths.insert(layer.digest(), layer.chunks().len() as u32);
+        }
+    };
+    tokio::time::timeout(TRACE_PATIENCE, indexes).await?;
+    layers.fetcher.prefetch(chunks(&trace, &lengths)).await;
+    Ok(())
+}
+
+/// The bytes of a range of which some chunks are only in memory.
+async fn assemble(layer: Arc<Layer>, range: ByteRange, uncached: Uncached) -> std::io::Result<Vec<u8>> {
+    let read = move || {
+        let mut out = vec![0; range.length as usize];
+        for number in layer.chunks_in(range) {
+            let chunk = layer.chunks()[number as usize].device_range();
+            let start = chunk.offset.max(range.offset);
+            let end = chunk.end().min(range.end());
+            let into = &mut out[(start - range.offset) as usize..(end - range.offset) as usize];
+            let held: Option<&Bytes> = uncached.iter().find(|(n, _)| *n == number).map(|(_, data)| data);
+            match held {
+                Some(data) => {
+                    into.copy_from_slice(
+                        &data[(start - chunk.offset) as usize..(end - chunk.offset) as usize],
+                    );
+                }
+                None => layer.read_device(into, start)?,
+            }
+        }
+        Ok(out)
+    };
+    tokio::task::spawn_blocking(read).await.unwrap_or_else(|panic| Err(std::io::Error::other(panic)))
+}
+
+fn present(uncached: Vec<u8>) -> Answer {
+    Answer::of(response::Kind::RangePresent(RangePresent { uncached }))
+}
+
+fn done() -> Answer {
+    Answer::of(response::Kind::Done(Done {}))
+}
+
+fn refuse(failure: &OpenFailure) -> Answer {
+    Answer::failure(failure.reason(), failure.message.clone())
+}

@@ -1,0 +1,116 @@
+use std::sync::atomic::AtomicU64;
+
+use d7y_chassis::metrics::Registry;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+
+/// Where bytes came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Source {
+    #[expect(non_camel_case_types, reason = "label values are lower case")]
+    origin,
+    #[expect(non_camel_case_types, reason = "label values are lower case")]
+    seed,
+    #[expect(non_camel_case_types, reason = "label values are lower case")]
+    node,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct BySource {
+    pub source: Source,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByOutcome {
+    pub outcome: &'static str,
+}
+
+#[derive(Debug, Default)]
+pub struct Metrics {
+    pub received_bytes: Family<BySource, Counter>,
+    pub received_chunks: Family<BySource, Counter>,
+    pub uploaded_bytes: Counter,
+    pub rejected_chunks: Family<BySource, Counter>,
+    pub layers_opened: Family<ByOutcome, Counter>,
+    pub store_full: Counter,
+    pub origin_refills: Counter,
+    pub connected_parents: Gauge,
+    pub scheduler_connected: Gauge,
+    pub store_bytes: Gauge<u64, AtomicU64>,
+    demand_wait: Option<Histogram>,
+}
+
+impl Metrics {
+    pub fn register(registry: &mut Registry) -> Self {
+        // 0.5 ms to about 16 s.
+        let demand_wait = Histogram::new(exponential_buckets(0.0005, 2.0, 16));
+        let metrics = Self { demand_wait: Some(demand_wait.clone()), ..Self::default() };
+        let m = &metrics;
+        registry.register(
+            "received_bytes",
+            "Bytes as transferred, by where they came from",
+            m.received_bytes.clone(),
+        );
+        registry.register(
+            "received_chunks",
+            "Verified chunks, by where they came from",
+            m.received_chunks.clone(),
+        );
+        registry.register("uploaded_bytes", "Bytes of frames sent to other peers", m.uploaded_bytes.clone());
+        registry.register("rejected_chunks", "Chunks that failed their digest", m.rejected_chunks.clone());
+        registry.register(
+            "layers_opened",
+            "Layers whose index became known, by how",
+            m.layers_opened.clone(),
+        );
+        registry.register(
+            "store_full",
+            "Chunks served without being kept: the disk is full",
+            m.store_full.clone(),
+        );
+        registry.register(
+            "origin_refills",
+            "Layers read again from the origin for want of parents",
+            m.origin_refills.clone(),
+        );
+        registry.register(
+            "connected_parents",
+            "Parents with an open connection",
+            m.connected_parents.clone(),
+        );
+        registry.register(
+            "scheduler_connected",
+            "1 while the scheduler session is up",
+            m.scheduler_connected.clone(),
+        );
+        registry.register("store_bytes", "Bytes of chunks and frames kept", m.store_bytes.clone());
+        registry.register("demand_wait_seconds", "How long reads of missing data waited", demand_wait);
+        metrics
+    }
+
+    pub fn received(&self, source: Source, bytes: u64) {
+        self.received_bytes.get_or_create(&BySource { source }).inc_by(bytes);
+    }
+
+    pub fn received_chunk(&self, source: Source, bytes: u64) {
+        self.received(source, bytes);
+        self.received_chunks.get_or_create(&BySource { source }).inc();
+    }
+
+    pub fn rejected(&self, source: Source) {
+        self.rejected_chunks.get_or_create(&BySource { source }).inc();
+    }
+
+    pub fn opened(&self, outcome: &'static str) {
+        self.layers_opened.get_or_create(&ByOutcome { outcome }).inc();
+    }
+
+    pub fn waited(&self, seconds: f64) {
+        if let Some(histogram) = &self.demand_wait {
+            histogram.observe(seconds);
+        }
+    }
+}

@@ -1,0 +1,27 @@
+use std::collections::HashMap;
+
+use d7y_types::Sha256Digest;
+use parking_lot::Mutex;
+use tokio::sync::broadcast;
+
+/// Chunk numbers that a slow listener may fall behind; beyond that it learns by asking.
+const BACKLOG: usize = 4096;
+
+/// Tells the peers that follow a layer which chunks arrived here.
+#[derive(Debug, Default)]
+pub struct News(Mutex<HashMap<Sha256Digest, broadcast::Sender<u32>>>);
+
+impl News {
+    pub fn announce(&self, layer: Sha256Digest, number: u32) {
+        let mut layers = self.0.lock();
+        if let Some(listeners) = layers.get(&layer)
+            && listeners.send(number).is_err()
+        {
+            layers.remove(&layer);
+        }
+    }
+
+    pub fn follow(&self, layer: Sha256Digest) -> broadcast::Receiver<u32> {
+        self.0.lock().entry(layer).or_insert_with(|| broadcast::channel(BACKLOG).0).subscribe()
+    }
+}

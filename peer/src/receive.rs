@@ -1,0 +1,121 @@
+//! Opening a layer at another peer: chunks while it is still being read there, then its signed index.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use d7y_image::Chunk;
+use d7y_store::{Layer, Staging, Store, StoreError};
+use d7y_transfer::{ClientError, FailureCode, OpenStream, Opened};
+use d7y_types::LayerRef;
+
+use crate::failure::{OpenFailure, chain};
+use crate::metrics::{Metrics, Source};
+use crate::openings::Reporter;
+use crate::trust::Trust;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A parent that reads from a slow origin may be silent for a while; a dead one is noticed by TCP.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+#[derive(Clone)]
+pub struct Receiver {
+    pub peer_id: Arc<str>,
+    pub store: Arc<Store>,
+    pub trust: Arc<Trust>,
+    pub metrics: Arc<Metrics>,
+}
+
+impl Receiver {
+    pub async fn receive(
+        &self,
+        from: SocketAddr,
+        layer: &LayerRef,
+        reporter: &Reporter,
+    ) -> Result<Arc<Layer>, OpenFailure> {
+        let unreachable = |error: ClientError| OpenFailure::new(FailureCode::Unavailable, chain(&error));
+        let mut stream =
+            OpenStream::connect(from, &self.peer_id, layer, CONNECT_TIMEOUT).await.map_err(unreachable)?;
+        let mut staged = Staged::begin(self, layer, reporter)?;
+        loop {
+            match stream.next(IDLE_TIMEOUT).await.map_err(unreachable)? {
+                Opened::Staged { number, record, frame } => staged.push(number, &record, frame).await?,
+                Opened::Index(sealed) => return self.commit(layer, staged.staging, sealed).await,
+                Opened::Failed { code, message } => return Err(OpenFailure::new(code, message)),
+            }
+        }
+    }
+
+    async fn commit(
+        &self,
+        layer: &LayerRef,
+        staging: Arc<Staging>,
+        sealed: Bytes,
+    ) -> Result<Arc<Layer>, OpenFailure> {
+        let (this, layer) = (self.clone(), layer.clone());
+        let commit = move || {
+            let index = this.trust.open(&sealed).map_err(|error| OpenFailure::internal(&error))?;
+            if index.layer != layer.digest || index.diff_id != layer.diff_id {
+                let problem =
+                    "the index that a parent sent is of another layer, or the image's config is wrong";
+                return Err(OpenFailure::new(FailureCode::Corrupt, problem));
+            }
+            this.store.commit(&staging, &index, &sealed).map_err(|error| OpenFailure::internal(&error))
+        };
+        let done = tokio::task::spawn_blocking(commit).await;
+        done.unwrap_or_else(|panic| Err(OpenFailure::internal(&panic)))
+    }
+}
+
+/// Chunks taken in advance, in order. The first gap or full disk ends the taking; what is missing is fetched later.
+struct Staged {
+    staging: Arc<Staging>,
+    reporter: Reporter,
+    metrics: Arc<Metrics>,
+    previous: Option<Chunk>,
+    taking: bool,
+}
+
+impl Staged {
+    fn begin(receiver: &Receiver, layer: &LayerRef, reporter: &Reporter) -> Result<Self, OpenFailure> {
+        let staging = receiver.store.stage(layer).map_err(|error| OpenFailure::internal(&error))?;
+        let staging = Arc::new(staging);
+        reporter.staging(&staging);
+        let (reporter, metrics) = (reporter.clone(), receiver.metrics.clone());
+        Ok(Self { staging, reporter, metrics, previous: None, taking: true })
+    }
+
+    async fn push(&mut self, number: u32, record: &[u8; 40], frame: Bytes) -> Result<(), OpenFailure> {
+        if !self.taking || number != self.staging.len() {
+            self.taking = false;
+            return Ok(());
+        }
+        let malformed = || OpenFailure::new(FailureCode::Internal, "a parent sent a malformed chunk record");
+        let chunk = Chunk::decode(record, self.previous.as_ref()).ok_or_else(malformed)?;
+        let staging = self.staging.clone();
+        let bytes = frame.len() as u64;
+        let kept = tokio::task::spawn_blocking(move || {
+            let data = match chunk.frame_bytes {
+                0 => Vec::new(),
+                _ => d7y_store::decode_chunk(&chunk, &frame).map_err(|_| None)?,
+            };
+            staging.push(chunk, &frame, &data).map_err(Some)
+        });
+        match kept.await.unwrap_or(Err(None)) {
+            Ok(staged) => self.reporter.staged(staged + 1),
+            Err(Some(StoreError::Full)) => self.taking = false,
+            Err(Some(error)) => return Err(OpenFailure::internal(&error)),
+            Err(None) => {
+                self.metrics.rejected(Source::seed);
+                return Err(OpenFailure::new(
+                    FailureCode::Internal,
+                    "a parent sent a chunk that fails its digest",
+                ));
+            }
+        }
+        self.metrics.received_chunk(Source::seed, bytes);
+        self.previous = Some(chunk);
+        Ok(())
+    }
+}

@@ -1,0 +1,193 @@
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use d7y_chassis::daemon::{Daemon, DaemonName, Shorthand};
+use d7y_chassis::listen;
+use d7y_chassis::metrics::{self, Health};
+use d7y_chassis::tasks::{OnEnd, Tasks};
+use d7y_origin::Origin;
+use d7y_proto::scheduler::{self, Announce};
+use d7y_store::{Store, StoreOptions};
+use d7y_transfer::ServerLimits;
+use parking_lot::Mutex;
+
+use crate::config::{Config, Role};
+use crate::directory::{Directory, DirectoryConfig};
+use crate::fetch::{FetchContext, Fetcher};
+use crate::ingest::Ingester;
+use crate::layers::{Layers, LayersConfig, LayersParts};
+use crate::local::LocalService;
+use crate::metrics::Metrics;
+use crate::news::News;
+use crate::receive::Receiver;
+use crate::serve::Uploads;
+use crate::trace::Traces;
+use crate::trust::Trust;
+
+pub const DAEMON: Daemon = Daemon {
+    name: DaemonName::new("d7y-peer"),
+    about: "Fetches, verifies, caches and shares image layers for one node",
+    version: env!("CARGO_PKG_VERSION"),
+    shorthands: &[Shorthand {
+        flag: "standalone",
+        key: "standalone",
+        value: "true",
+        help: "Work without a scheduler, with the seed peers in the configuration",
+    }],
+};
+
+/// How often the store's size is looked at for metrics and the alarm.
+const STORE_WATCH: Duration = Duration::from_secs(2);
+
+/// Where a started peer can be reached.
+#[derive(Debug, Clone)]
+pub struct Running {
+    pub transfer: SocketAddr,
+    pub observability: Vec<SocketAddr>,
+    /// The key that this peer signs its indexes with, in hex: what others put under indexTrust.publicKeys.
+    pub public_key: String,
+}
+
+/// Binds every socket, then spawns the peer's tasks.
+pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
+    let transfer = listen::bind(config.transfer.listen, "transfer.listen").await?;
+    let local = listen::bind_unix(&config.local.socket, "local.socket")?;
+    let mut observability = Vec::new();
+    for address in &config.observability.listen {
+        observability.push(listen::bind(*address, "observability.listen").await?);
+    }
+    let addresses = observability.iter().map(|listener| listener.local_addr()).collect::<Result<_, _>>()?;
+    let peer_id: Arc<str> = peer_id(&config)?.into();
+    let mut registry = metrics::registry(DAEMON.name, DAEMON.version);
+    let peer_metrics = Arc::new(Metrics::register(&mut registry));
+    let health = Health::new();
+    metrics::serve(&tasks, observability, Arc::new(registry), health.clone());
+
+    let store = open_store(&config).await?;
+    let trust = Arc::new(Trust::set_up(&config.index_trust, &config.store.directory)?);
+    let running = Running {
+        transfer: transfer.local_addr()?,
+        observability: addresses,
+        public_key: trust.public_key_hex(),
+    };
+    let directory =
+        Arc::new(Directory::new(directory_config(&config, &peer_id, running.transfer), peer_metrics.clone()));
+    let news = Arc::new(News::default());
+    let context = FetchContext {
+        peer_id: peer_id.clone(),
+        store: store.clone(),
+        metrics: peer_metrics.clone(),
+        news: news.clone(),
+    };
+    let (fetcher, fetch_loop) = Fetcher::new(context);
+    let origin = Arc::new(Origin::new(config.origin.clone()).context("origin")?);
+    let ingester = Ingester {
+        origin,
+        store: store.clone(),
+        trust: trust.clone(),
+        metrics: peer_metrics.clone(),
+        zstd_level: config.fetch.zstd_level,
+    };
+    let receiver =
+        Receiver { peer_id: peer_id.clone(), store: store.clone(), trust, metrics: peer_metrics.clone() };
+    let layers = Layers::new(LayersParts {
+        config: LayersConfig {
+            seed: config.role == Role::Seed,
+            background: config.fetch.background && config.role == Role::Node,
+            origin_fallback_after: config.fetch.origin_fallback_after.get(),
+        },
+        directory: directory.clone(),
+        fetcher: fetcher.clone(),
+        ingester,
+        receiver,
+        tasks: tasks.clone(),
+    });
+    let traces = Arc::new(Traces::new(config.store.directory.join("traces"), directory.clone())?);
+
+    supervise(&tasks, "fetch loop", fetch_loop);
+    if !config.scheduler.address.is_empty() {
+        supervise(&tasks, "scheduler session", directory.run(fetcher));
+    }
+    supervise(&tasks, "orphan watch", layers.clone().watch_orphans());
+    supervise(&tasks, "store watch", watch_store(store, peer_metrics, health));
+    let uploads = Uploads { peer_id: peer_id.clone(), layers: layers.clone(), news, tasks: tasks.clone() };
+    let stop = tasks.shutdown().stopping();
+    supervise(
+        &tasks,
+        "transfer server",
+        d7y_transfer::serve(transfer, Arc::new(uploads), ServerLimits::default(), stop.clone()),
+    );
+    let service = LocalService { peer_id, layers, traces, tasks: tasks.clone(), parked: Mutex::default() };
+    supervise(&tasks, "local server", d7y_peer_client::serve(local, Arc::new(service), stop));
+    Ok(running)
+}
+
+fn supervise(tasks: &Tasks, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+    let stopping = tasks.shutdown().stopping();
+    tasks.spawn(name, OnEnd::Fatal, async move {
+        stopping.run_until_cancelled(work).await;
+        Ok::<_, Infallible>(())
+    });
+}
+
+fn peer_id(config: &Config) -> anyhow::Result<String> {
+    if !config.peer_id.is_empty() {
+        return Ok(config.peer_id.clone());
+    }
+    let name = nix::unistd::gethostname().context("cannot read the host's name; set peerId")?;
+    Ok(name.to_string_lossy().into_owned())
+}
+
+async fn open_store(config: &Config) -> anyhow::Result<Arc<Store>> {
+    let options = StoreOptions {
+        directory: config.store.directory.clone(),
+        limit_bytes: config.store.limit.as_u64(),
+        devices: config.role == Role::Node,
+    };
+    let store = tokio::task::spawn_blocking(move || Store::open(options)).await??;
+    Ok(Arc::new(store))
+}
+
+fn directory_config(config: &Config, peer_id: &str, transfer: SocketAddr) -> DirectoryConfig {
+    let address = match config.transfer.advertise.is_empty() {
+        true => transfer.to_string(),
+        false => config.transfer.advertise.clone(),
+    };
+    let role = match config.role {
+        Role::Node => scheduler::Role::Node,
+        Role::Seed => scheduler::Role::Seed,
+    };
+    let incarnation: u64 = rand::random();
+    let announce = Announce {
+        peer_id: peer_id.to_owned(),
+        hostname: peer_id.to_owned(),
+        role: role.into(),
+        address,
+        version: DAEMON.version.to_owned(),
+        incarnation: format!("{incarnation:016x}"),
+    };
+    DirectoryConfig { announce, scheduler: config.scheduler.address.clone(), seeds: config.seeds.clone() }
+}
+
+/// Raises one clear alarm while chunks cannot be kept, and takes it back.
+async fn watch_store(store: Arc<Store>, metrics: Arc<Metrics>, health: Health) {
+    let mut refused_before = 0;
+    let mut alarm = false;
+    loop {
+        tokio::time::sleep(STORE_WATCH).await;
+        metrics.store_bytes.set(store.usage().kept_bytes);
+        let refused = metrics.store_full.get();
+        let full = refused > refused_before;
+        if full && !alarm {
+            tracing::error!("the store is full: reads go on uncached; raise store.limit or free disk space");
+            health.fail("store", "full: reads go on uncached; raise store.limit or free disk space");
+        } else if alarm && !full {
+            tracing::info!("the store takes chunks again");
+            health.recover("store");
+        }
+        (refused_before, alarm) = (refused, full);
+    }
+}
