@@ -29,6 +29,7 @@ pub struct Scheduler {
     /// When to look at a task's lease again though nothing happened.
     deadlines: BTreeSet<(Duration, Sha256Digest)>,
     next_turn: u64,
+    open_tasks: usize,
     decisions: u64,
 }
 
@@ -38,6 +39,8 @@ pub struct Stats {
     pub nodes: usize,
     pub seeds: usize,
     pub tasks: usize,
+    /// Tasks that at least one peer has open.
+    pub open_tasks: usize,
     pub traces: usize,
     pub trace_bytes: usize,
     /// Sets of parents chosen since the start.
@@ -54,6 +57,7 @@ impl Scheduler {
             changed: VecDeque::new(),
             deadlines: BTreeSet::new(),
             next_turn: 0,
+            open_tasks: 0,
             decisions: 0,
         }
     }
@@ -92,6 +96,7 @@ impl Scheduler {
             nodes: self.peers.count(Role::Node),
             seeds: self.peers.count(Role::Seed),
             tasks: self.tasks.len(),
+            open_tasks: self.open_tasks,
             traces: self.traces.count(),
             trace_bytes: self.traces.bytes(),
             decisions: self.decisions,
@@ -146,6 +151,7 @@ impl Scheduler {
         let task = self.tasks.entry(id).or_default();
         self.next_turn += 1;
         let turn = self.next_turn;
+        self.open_tasks += usize::from(task.openers.is_empty());
         task.openers.entry(slot).or_insert_with(|| crate::task::Opener { turn, ..Default::default() }).told =
             None;
         if self.renew_lease(id, now) {
@@ -291,8 +297,10 @@ impl Scheduler {
     }
 
     fn drop_opener(&mut self, slot: Slot, id: &Sha256Digest) {
-        let opener = self.tasks.get_mut(id).and_then(|task| task.openers.remove(&slot));
-        for link in opener.into_iter().flat_map(|opener| opener.links) {
+        let Some(task) = self.tasks.get_mut(id) else { return };
+        let Some(opener) = task.openers.remove(&slot) else { return };
+        self.open_tasks -= usize::from(task.openers.is_empty());
+        for link in opener.links {
             self.count_link(link.slot, |links| links.saturating_sub(1));
         }
     }

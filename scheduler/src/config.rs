@@ -1,0 +1,92 @@
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use d7y_chassis::{DaemonConfig, Fault, HumanDuration, LogConfig, ShutdownConfig, Validate};
+use serde::{Deserialize, Serialize};
+
+/// Shorter, and heartbeats are the load; longer, and a dead parent is recommended for minutes.
+const HEARTBEAT_LIMITS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(60));
+/// Longer, and a cluster without seeds looks broken after a restart of the scheduler.
+const MAX_SETTLE: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Config {
+    /// Where peers open their sessions (gRPC).
+    pub server: ListenConfig,
+    /// Where `/metrics` and `/healthy` are served.
+    pub metrics: ListenConfig,
+    pub heartbeat: HeartbeatConfig,
+    /// How long after the start no node is told to read from an origin itself, so that seeds and holders can
+    /// announce themselves again.
+    pub settle: HumanDuration,
+    pub log: LogConfig,
+    pub shutdown: ShutdownConfig,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ListenConfig {
+    /// IP address and port; port 0 takes a free one.
+    pub listen: SocketAddr,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct HeartbeatConfig {
+    /// How often a peer sends something; three times this without a word, and it is gone.
+    pub interval: HumanDuration,
+}
+
+impl ListenConfig {
+    fn everywhere(port: u16) -> Self {
+        Self { listen: (Ipv4Addr::UNSPECIFIED, port).into() }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            server: ListenConfig::everywhere(8002),
+            metrics: ListenConfig::everywhere(8000),
+            heartbeat: HeartbeatConfig::default(),
+            settle: HumanDuration::from_secs(3),
+            log: LogConfig::default(),
+            shutdown: ShutdownConfig::default(),
+        }
+    }
+}
+
+impl Default for HeartbeatConfig {
+    fn default() -> Self {
+        Self { interval: HumanDuration::from_secs(5) }
+    }
+}
+
+impl Validate for Config {
+    fn validate(&self) -> Vec<Fault> {
+        let mut faults: Vec<_> = self.log.validate().into_iter().map(|fault| fault.within("log")).collect();
+        let (least, most) = HEARTBEAT_LIMITS;
+        if !(least..=most).contains(&self.heartbeat.interval.get()) {
+            faults.push(Fault::new("heartbeat.interval", format!("must be from {least:?} to {most:?}")));
+        }
+        if self.settle.get() > MAX_SETTLE {
+            faults.push(Fault::new("settle", format!("must be at most {MAX_SETTLE:?}")));
+        }
+        let (server, metrics) = (self.server.listen, self.metrics.listen);
+        if server == metrics && server.port() != 0 {
+            faults.push(Fault::new("metrics.listen", format!("{metrics} is server.listen too")));
+        }
+        faults
+    }
+}
+
+impl DaemonConfig for Config {
+    fn log(&self) -> &LogConfig {
+        &self.log
+    }
+
+    fn shutdown(&self) -> &ShutdownConfig {
+        &self.shutdown
+    }
+}
