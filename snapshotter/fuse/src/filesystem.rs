@@ -27,8 +27,8 @@ pub trait Filesystem: Send + Sync + 'static {
     /// Answers a read of `range`, now or later, from any thread.
     ///
     /// `range` is what the kernel asked for, at most [`crate::MAX_READ_BYTES`], and may reach past the end of the
-    /// file: clip it. An answer shorter than the range tells the kernel that the file ends there, so it must never be
-    /// used for bytes that merely could not be had (the reader would see zeros): that is [`ReadReply::error`].
+    /// file: clip it. An answer shorter than the range tells the kernel that the file ends there, for as long as it is
+    /// mounted, so it must never stand for bytes that merely could not be had: that is [`ReadReply::error`].
     fn read(&self, node: NodeId, range: ByteRange, reply: ReadReply);
 
     /// Lists a directory from `offset`: 0, or the [`DirectoryEntry::next`] of the last entry that the kernel took.

@@ -4,7 +4,7 @@
 //! `device=` does not work.
 
 use std::ffi::{OsStr, OsString};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno as Os;

@@ -87,8 +87,8 @@ impl ReadReply {
     /// session's reply buffers.
     ///
     /// Clip `range` to the end of the file served: a shorter range than asked for says that the file served ends
-    /// there. When `file` itself ends inside the range, or cannot be read, the answer is an error: the kernel would
-    /// take a short reply for the new end of the file and show its readers zeros.
+    /// there. When `file` itself ends inside the range, or cannot be read, the answer is an error: a short
+    /// one would truncate the file, in the kernel's view, for as long as it is mounted.
     pub fn file(self, file: &File, range: ByteRange) {
         let bytes = range.length.min(u64::from(self.asked)) as usize;
         let channel = Arc::clone(&self.reply.channel);

@@ -47,8 +47,8 @@ pub struct Session {
 pub enum Start {
     /// Just mounted: the kernel waits for INIT to be answered.
     Fresh,
-    /// Taken over from a server that is gone: the kernel is asked to resend what it had taken. (Should that server
-    /// have died before it answered INIT, INIT is among it.)
+    /// Taken over from a server that has stopped or died (not before: two at once take each other's wake-ups): the
+    /// kernel is asked to resend what it had taken. Should it have died before it answered INIT, INIT is among it.
     Attached,
 }
 
@@ -125,11 +125,12 @@ impl Session {
             threads: Arc::new(Threads::default()),
             handles: Mutex::new(Vec::with_capacity(threads.get())),
         };
-        for number in 0..threads.get() {
-            session.spawn(number, &dispatcher)?;
-        }
+        // Before the threads: the kernel wakes one for all that it resends, and each looks before it first sleeps.
         if start == Start::Attached {
             session.resend().map_err(SessionError::Resend)?;
+        }
+        for number in 0..threads.get() {
+            session.spawn(number, &dispatcher)?;
         }
         Ok(session)
     }
@@ -303,7 +304,6 @@ impl Worker {
         let mut request = vec![0; protocol::REQUEST_BYTES];
         let mut failures = 0;
         loop {
-            self.waiter.wait();
             if channel.is_leaving() {
                 return SessionEnd::Stopped;
             }
@@ -312,7 +312,7 @@ impl Worker {
                     failures = 0;
                     self.handle(&request[..bytes]);
                 }
-                Taken::Nothing => {}
+                Taken::Nothing => self.waiter.wait(),
                 Taken::Ended(end) => return end,
                 Taken::Failed(errno) => {
                     tracing::error!(%errno, "cannot take a FUSE request");
@@ -336,7 +336,8 @@ impl Worker {
 /// Waits for a request or for the stop event.
 ///
 /// Each thread has an epoll of its own with the device in it exclusively: a request wakes one thread, the stop event
-/// all of them. (Threads in one `poll` each would all wake for every request.)
+/// all of them. (Threads in one `poll` each would all wake for every request.) A thread waits only when it has found
+/// nothing to take: looking first costs less than asking whether to look.
 struct Waiter {
     epoll: Epoll,
     _stop_event: Arc<EventFd>,
