@@ -169,7 +169,8 @@ pub fn abort_connection(mount_point: &Path) -> Result<(), MountError> {
         return Err(fail(io::Error::new(io::ErrorKind::InvalidInput, mount.file_system)));
     }
     let control = format!("/sys/fs/fuse/connections/{}/abort", mount.device.1);
-    match std::fs::write(control, "1") {
+    let control = std::fs::OpenOptions::new().write(true).open(control);
+    match control.and_then(|mut control| control.write_all(b"1")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             match umount2(&mount.path, MntFlags::MNT_FORCE) {
                 Ok(()) | Err(Os::EBUSY) => Ok(()),
