@@ -240,3 +240,97 @@ impl<'a> Input<'a> {
         self.array().map(u32::from_le_bytes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index() -> LayerIndex {
+        let chunk = |device_block, blocks, pack_offset, frame_bytes, codec| {
+            let hash = ChunkHash([device_block as u8; 32]);
+            Chunk { device_block, blocks, pack_offset, frame_bytes, codec, hash }
+        };
+        LayerIndex {
+            layer: Sha256Digest([1; 32]),
+            diff_id: Sha256Digest([2; 32]),
+            chunks: vec![
+                chunk(0, 16, 0, 700, Codec::Zstd),
+                chunk(16, 1, 700, 4096, Codec::Raw),
+                chunk(17, 1 << 20, 4796, 0, Codec::Zero),
+                chunk(17 + (1 << 20), 1, 4796, 9, Codec::Zstd),
+            ],
+            implied: vec![128, 131],
+            bootstrap: vec![7; 8192],
+        }
+    }
+
+    fn sealed(index: &LayerIndex) -> Vec<u8> {
+        let mut out = index.encode().unwrap();
+        out.extend([0; TRAILER_BYTES]);
+        out
+    }
+
+    #[test]
+    fn an_index_survives_its_encoding() {
+        let empty = LayerIndex { chunks: vec![], implied: vec![], bootstrap: vec![], ..index() };
+        for index in [index(), empty] {
+            assert_eq!(LayerIndex::decode(&sealed(&index)).unwrap(), index);
+        }
+        let (index, blocks) = (index(), 4096);
+        assert_eq!(index.device_bytes(), (18 + (1 << 20)) * blocks);
+        assert_eq!(index.pack_bytes(), 4805);
+        let cases = [
+            (0, 1, 0..1),
+            (16 * blocks - 1, 2, 0..2),
+            (16 * blocks, 0, 1..1),
+            (17 * blocks, 5 << 30, 2..4),
+            (1 << 50, 9, 4..4),
+            (u64::MAX, u64::MAX, 4..4),
+        ];
+        for (offset, length, expected) in cases {
+            assert_eq!(index.chunks_in(ByteRange::new(offset, length)), expected, "{offset}+{length}");
+        }
+    }
+
+    #[test]
+    fn malformed_chunks_are_refused() {
+        let cases: [(u32, u32, Codec); 8] = [
+            (0, 0, Codec::Zero),
+            (1, 1, Codec::Zero),
+            (1, 4095, Codec::Raw),
+            (257, 257 * 4096, Codec::Raw),
+            (1, 0, Codec::Zstd),
+            (1, 4096, Codec::Zstd),
+            (257, 9, Codec::Zstd),
+            (u32::MAX, 0, Codec::Zero),
+        ];
+        for (blocks, frame_bytes, codec) in cases {
+            let mut index = index();
+            index.chunks[1] = Chunk { blocks, frame_bytes, codec, ..index.chunks[1] };
+            let found = LayerIndex::decode(&sealed(&index));
+            assert!(found.is_err(), "{blocks} blocks, {frame_bytes} bytes, {codec:?} were accepted");
+        }
+    }
+
+    #[test]
+    fn hostile_bytes_give_an_error_and_not_a_panic() {
+        let good = sealed(&index());
+        for length in 0..good.len() {
+            assert!(LayerIndex::decode(&good[..length]).is_err(), "cut to {length}");
+        }
+        assert!(LayerIndex::decode(&[good.as_slice(), &[0]].concat()).is_err());
+        for at in 0..good.len() {
+            for flip in [1, 0x80, 0xff] {
+                let mut bad = good.clone();
+                bad[at] ^= flip;
+                // Some flips give another well-formed index; what counts is that none panics.
+                let _ = LayerIndex::decode(&bad);
+            }
+        }
+        for field in [12, 80, 84, 88] {
+            let mut bad = good.clone();
+            bad[field..field + 4].fill(0xff);
+            assert!(LayerIndex::decode(&bad).is_err(), "count at {field}");
+        }
+    }
+}

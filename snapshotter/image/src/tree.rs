@@ -362,3 +362,110 @@ fn below<'t>(tree: &'t Tree, path: &[u8]) -> Below<'t> {
         _ => Below::Names(tree.node(at)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One entry a line: a path that ends in `/` is a directory, `?` after it makes it implied, `!` opaque; `-PATH`
+    /// is a whiteout; anything else a file. A directory's mode is the number after a space.
+    fn tree(lines: &str) -> Tree {
+        let mut tree = Tree::new();
+        for line in lines.split_whitespace() {
+            let (text, mode) = line.split_once('=').unwrap_or((line, "755"));
+            let mode = u16::from_str_radix(mode, 8).unwrap();
+            let (text, opaque) = text.strip_suffix('!').map_or((text, false), |text| (text, true));
+            let (text, implied) = text.strip_suffix('?').map_or((text, false), |text| (text, true));
+            let (text, whiteout) = text.strip_prefix('-').map_or((text, false), |text| (text, true));
+            let mut node = match (whiteout, text.ends_with('/'), implied) {
+                (true, ..) => Node::new(NodeKind::CharDevice(0), 0),
+                (_, true, true) => Node::implied_directory(),
+                (_, true, false) => Node::directory(mode),
+                _ => Node::new(NodeKind::Fifo, mode),
+            };
+            if opaque {
+                node.set_xattr(OPAQUE_XATTR, b"y");
+            }
+            let path = text.trim_end_matches('/');
+            let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+            let parent = tree.lookup(parent.as_bytes()).unwrap();
+            tree.add(parent, name.as_bytes(), node).unwrap();
+        }
+        tree
+    }
+
+    #[test]
+    fn implied_directories_inherit_from_the_nearest_layer_that_names_them() {
+        let cases: [(&str, &[&str], u16); 14] = [
+            ("a/?", &[], 0o755),
+            ("a/?", &["a/=700"], 0o700),
+            ("a/?", &["b/", "a/=711"], 0o711),
+            ("a/?", &["a/?", "a/=700"], 0o700),
+            ("a/?", &["a/=711", "a/=700"], 0o711),
+            ("a/?", &["-a", "a/=700"], 0o755),
+            ("a/?", &["a", "a/=700"], 0o755),
+            ("a/?!", &["a/=700"], 0o700),
+            ("x/! x/a/?", &["x/ x/a/=700"], 0o755),
+            ("x/ x/a/?", &["x/?!", "x/ x/a/=700"], 0o755),
+            ("x/ x/a/?", &["x/?! x/a/?", "x/ x/a/=700"], 0o755),
+            ("x/ x/a/?", &["x/?! x/a/=711", "x/ x/a/=700"], 0o711),
+            ("x/ x/a/?", &["x/? x/a/?!", "x/ x/a/=700"], 0o700),
+            ("x/ x/a/?", &["x", "x/ x/a/=700"], 0o755),
+        ];
+        for (upper, lowers, expected) in cases {
+            let mut upper_tree = tree(upper);
+            let lower_trees: Vec<Tree> = lowers.iter().map(|lines| tree(lines)).collect();
+            upper_tree.inherit_implied(&lower_trees.iter().collect::<Vec<_>>());
+            let path = if upper.contains("x/") { "x/a" } else { "a" };
+            let found = upper_tree.node(upper_tree.lookup(path.as_bytes()).unwrap());
+            assert_eq!(found.mode, expected, "{upper:?} over {lowers:?}");
+        }
+    }
+
+    #[test]
+    fn attributes_come_along_but_overlayfs_marks_do_not() {
+        let (mut upper, mut lower) = (tree("a/?!"), tree("a/=1777"));
+        let a = lower.lookup(b"a").unwrap();
+        lower.node_mut(a).set_xattr(b"user.k", b"v");
+        lower.node_mut(a).set_xattr(b"trusted.overlay.redirect", b"/b");
+        (lower.node_mut(a).uid, lower.node_mut(a).mtime) = (7, (-3, 5));
+        upper.inherit_implied(&[&lower]);
+        let found = upper.node(upper.lookup(b"a").unwrap());
+        assert_eq!((found.mode, found.uid, found.mtime), (0o1777, 7, (-3, 5)));
+        let names: Vec<&[u8]> = found.xattrs.iter().map(|(name, _)| name.as_slice()).collect();
+        assert_eq!(names, [b"user.k".as_slice(), OPAQUE_XATTR]);
+    }
+
+    #[test]
+    fn links_are_counted_through_adding_linking_and_removing() {
+        let mut tree = tree("a/ a/b/ a/b/f a/c/");
+        let (root, a, f) = (NodeId::ROOT, tree.lookup(b"a").unwrap(), tree.lookup(b"a/b/f").unwrap());
+        tree.link(root, b"g", f).unwrap();
+        assert_eq!([root, a, f].map(|id| tree.node(id).nlink), [3, 4, 2]);
+        assert_eq!(tree.link(root, b"h", a), Err(TreeError::LinkToDirectory));
+        assert_eq!(tree.link(root, b"g", f), Err(TreeError::Exists));
+        assert_eq!(tree.link(f, b"x", f), Err(TreeError::NotDirectory));
+        for name in [b"".as_slice(), b".", b"..", b"a/b", b"a\0", &[b'x'; 256]] {
+            assert_eq!(tree.link(root, name, f), Err(TreeError::Name), "{name:?}");
+        }
+        tree.remove(a, b"b").unwrap();
+        assert_eq!([root, a, f].map(|id| tree.node(id).nlink), [3, 3, 1]);
+        tree.remove(root, b"a").unwrap();
+        assert_eq!(tree.node(root).nlink, 2);
+        assert_eq!(tree.remove(root, b"a"), None);
+    }
+
+    #[test]
+    fn equality_is_about_names_attributes_and_hard_links() {
+        let (one, mut two) = (tree("a/ a/x b/ b/x"), tree("b/ b/x a/ a/x"));
+        assert_eq!(one, two);
+        let (b, x) = (two.lookup(b"b").unwrap(), two.lookup(b"a/x").unwrap());
+        two.remove(b, b"x");
+        two.link(b, b"x", x).unwrap();
+        assert_ne!(one, two);
+        let mut three = tree("a/ a/x b/ b/x");
+        let x = three.lookup(b"b/x").unwrap();
+        three.node_mut(x).uid = 1;
+        assert_ne!(one, three);
+    }
+}

@@ -85,3 +85,46 @@ fn decode_hex(text: &str) -> Option<[u8; KEY_BYTES]> {
     }
     Some(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use d7y_types::Sha256Digest;
+
+    use super::*;
+
+    fn signer(digit: &str) -> IndexSigner {
+        IndexSigner::from_hex(&digit.repeat(64)).unwrap()
+    }
+
+    fn index() -> LayerIndex {
+        let (layer, diff_id) = (Sha256Digest([3; 32]), Sha256Digest([4; 32]));
+        LayerIndex { layer, diff_id, chunks: vec![], implied: vec![], bootstrap: vec![5; 4096] }
+    }
+
+    #[test]
+    fn only_trusted_and_unchanged_indexes_open() {
+        let sealed = signer("1").seal(&index()).unwrap();
+        let mut trusted = TrustedKeys::default();
+        assert!(matches!(trusted.open(&sealed), Err(TrustError::UnknownKey)));
+        trusted.add(signer("2").public_key());
+        assert!(matches!(trusted.open(&sealed), Err(TrustError::UnknownKey)));
+        trusted.add(signer("1").public_key());
+        assert_eq!(trusted.open(&sealed).unwrap(), index());
+        for at in 0..sealed.len() {
+            let mut bad = sealed.clone();
+            bad[at] ^= 1;
+            assert!(trusted.open(&bad).is_err(), "a flip at {at} went unseen");
+            assert!(trusted.open(&sealed[..at]).is_err(), "a cut at {at} went unseen");
+        }
+    }
+
+    #[test]
+    fn keys_are_32_bytes_of_hex() {
+        let good = "0aF".repeat(22)[..64].to_owned();
+        assert!(TrustedKeys::from_hex([good.as_str(), &format!(" {good}\n")]).is_ok());
+        for bad in ["", &good[1..], &format!("{good}0"), &format!("g{}", &good[1..]), &"é".repeat(32)] {
+            assert!(matches!(TrustedKeys::from_hex([bad]), Err(TrustError::Key)), "{bad:?} was accepted");
+            assert!(IndexSigner::from_hex(bad).is_err(), "{bad:?} was accepted");
+        }
+    }
+}
