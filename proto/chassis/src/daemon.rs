@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use crate::config::{self, Assignment, ConfigError, DaemonArgs, Validate};
 use crate::listen::BindError;
 use crate::shutdown::{Shutdown, ShutdownConfig};
-use crate::tasks::{OnEnd, Tasks};
+use crate::tasks::Tasks;
 use crate::telemetry::{self, LogConfig};
 
 /// sysexits.h: a service that is needed is not available, such as a port that is taken.
@@ -132,11 +132,8 @@ impl Daemon {
         let served = runtime.block_on(async {
             let shutdown = Shutdown::new(config.shutdown().clone());
             let tasks = Tasks::new(shutdown.clone());
-            let (signals, stopping) = (shutdown.on_signals()?, shutdown.stopping());
-            tasks.spawn("signals", OnEnd::Fatal, async move {
-                stopping.run_until_cancelled(signals).await;
-                anyhow::Ok(())
-            });
+            // Not one of the tasks: a second signal counts until the very end.
+            tokio::spawn(shutdown.on_signals()?);
             if let Some(started) = shutdown.closing().run_until_cancelled(start(config, tasks.clone())).await
             {
                 started?;

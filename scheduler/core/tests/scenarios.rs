@@ -373,6 +373,17 @@ fn a_peer_never_hears_of_itself_and_closed_tasks_stay_quiet() {
          n1 hears known unneeded [n2]",
     );
     play(
+        "who announces itself again has said nothing yet",
+        "n1 node
+         n1 complete
+         n2 node
+         n2 open
+         n2 hears known unneeded [n1]
+         n1 node
+         tick
+         n2 hears absent yourself []",
+    );
+    play(
         "strangers are ignored",
         "n1 open
          n1 complete

@@ -1,6 +1,7 @@
-use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
-use std::process::{Command, Output, Stdio};
+use std::io::{BufRead, BufReader, Read};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::ffi::OsStrExt;
+use std::process::{Child, Command, Output, Stdio};
 
 const PRIVATE: [&str; 4] = ["--set", "server.listen=127.0.0.1:0", "--set", "metrics.listen=127.0.0.1:0"];
 
@@ -49,6 +50,14 @@ fn faults_are_told_before_anything_starts() {
 fn the_environment_counts() {
     let output = scheduler(&["--print-config"]).env("D7Y_SCHEDULER__SETTLE", "7s").output().unwrap();
     assert!(text(&output).contains("settle: 7s"), "{}", text(&output));
+    let no_text = std::ffi::OsStr::from_bytes(b"\xff");
+    let output = scheduler(&["--check-config"]).env("D7Y_SCHEDULER__SETTLE", no_text).output().unwrap();
+    assert_eq!(output.status.code(), Some(78));
+    assert!(text(&output).contains("D7Y_SCHEDULER__SETTLE: is not UTF-8"), "{}", text(&output));
+}
+
+fn signal(child: &Child, name: &str) {
+    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
 }
 
 #[test]
@@ -56,10 +65,28 @@ fn sigterm_ends_it_in_order() {
     let mut child = scheduler(&PRIVATE).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
     assert!(lines.any(|line| line.contains("is ready")));
-    let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
-    assert!(killed.success());
+    signal(&child, "-TERM");
     let rest: Vec<_> = lines.collect();
     assert_eq!(child.wait().unwrap().code(), Some(0), "{rest:?}");
     assert!(rest.iter().any(|line| line.contains("SIGTERM")), "{rest:?}");
     assert!(rest.last().unwrap().contains("has stopped"), "{rest:?}");
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let mut child = scheduler(&PRIVATE)
+        .args(["--set", "shutdown.stopTimeout=1h"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let listening = lines.find(|line| line.contains("listening")).unwrap();
+    let address = listening.split("server=").nth(1).unwrap().split(' ').next().unwrap();
+    // A client that says nothing keeps the acceptor from ending.
+    let mut client = TcpStream::connect(address).unwrap();
+    client.read_exact(&mut [0]).unwrap();
+    signal(&child, "-TERM");
+    assert!(lines.any(|line| line.contains("draining")));
+    signal(&child, "-INT");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
 }

@@ -43,8 +43,7 @@ pub fn load<T>(name: DaemonName, args: &DaemonArgs) -> Result<T, ConfigError>
 where
     T: DeserializeOwned + Default + Validate,
 {
-    let environment = std::env::vars_os()
-        .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
+    let environment = overlay::utf8(name, std::env::vars_os()).map_err(ConfigError::Faults)?;
     load_from(name, args, environment)
 }
 

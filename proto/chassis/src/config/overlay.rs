@@ -1,3 +1,4 @@
+use std::ffi::OsString;
 use std::fmt;
 
 use serde::de::DeserializeOwned;
@@ -27,6 +28,25 @@ impl fmt::Display for Source {
             Self::Flag(flag) => write!(f, "flag {flag}"),
         }
     }
+}
+
+/// The variables that are text; one that is meant for the daemon and is not, is a fault.
+pub(super) fn utf8(
+    name: DaemonName,
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Vec<(String, String)>, Vec<Fault>> {
+    let prefix = name.environment_prefix();
+    let (mut texts, mut faults) = (Vec::new(), Vec::new());
+    for (variable, value) in variables {
+        match (variable.into_string(), value.into_string()) {
+            (Ok(variable), Ok(value)) => texts.push((variable, value)),
+            (Ok(variable), Err(_)) if variable.starts_with(&prefix) => {
+                faults.push(Fault::new(Source::Environment(variable).to_string(), "is not UTF-8"));
+            }
+            _ => {}
+        }
+    }
+    if faults.is_empty() { Ok(texts) } else { Err(faults) }
 }
 
 /// Variables that start with the daemon's prefix, sorted so that faults come in a stable order.
