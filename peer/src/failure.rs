@@ -43,7 +43,13 @@ impl OpenFailure {
     }
 
     pub fn from_build(error: &BuildError) -> Self {
-        Self::new(FailureCode::Corrupt, chain(error))
+        let code = match error {
+            // This peer's disk, not the layer.
+            BuildError::Sink(_) | BuildError::Read(_) => FailureCode::Unavailable,
+            BuildError::Compress(_) | BuildError::Options(_) => FailureCode::Internal,
+            _ => FailureCode::Corrupt,
+        };
+        Self::new(code, chain(error))
     }
 }
 

@@ -35,7 +35,8 @@ impl Ingester {
         let staging = self.store.stage(layer).map_err(|error| OpenFailure::internal(&error))?;
         let staging = Arc::new(staging);
         reporter.staging(&staging);
-        let sink = StagingSink { staging: staging.clone(), reporter: reporter.clone() };
+        let sink =
+            StagingSink { store: self.store.clone(), staging: staging.clone(), reporter: reporter.clone() };
         let (this, reference) = (self.clone(), layer.clone());
         self.read(layer, move |body| {
             let index = this.build(&reference, body, sink)?;
@@ -118,13 +119,14 @@ impl Read for Body {
 }
 
 struct StagingSink {
+    store: Arc<Store>,
     staging: Arc<Staging>,
     reporter: Reporter,
 }
 
 impl ChunkSink for StagingSink {
     fn chunk(&mut self, number: u32, chunk: &Chunk, frame: &[u8], data: &[u8]) -> io::Result<()> {
-        self.staging.push(*chunk, frame, data).map_err(io::Error::other)?;
+        self.store.push(&self.staging, *chunk, frame, data).map_err(io::Error::other)?;
         self.reporter.staged(number + 1);
         Ok(())
     }

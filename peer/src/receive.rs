@@ -70,6 +70,7 @@ impl Receiver {
 
 /// Chunks taken in advance, in order. The first gap or full disk ends the taking; what is missing is fetched later.
 struct Staged {
+    store: Arc<Store>,
     staging: Arc<Staging>,
     reporter: Reporter,
     metrics: Arc<Metrics>,
@@ -83,7 +84,8 @@ impl Staged {
         let staging = Arc::new(staging);
         reporter.staging(&staging);
         let (reporter, metrics) = (reporter.clone(), receiver.metrics.clone());
-        Ok(Self { staging, reporter, metrics, previous: None, taking: true })
+        let store = receiver.store.clone();
+        Ok(Self { store, staging, reporter, metrics, previous: None, taking: true })
     }
 
     async fn push(&mut self, number: u32, record: &[u8; 40], frame: Bytes) -> Result<(), OpenFailure> {
@@ -93,14 +95,14 @@ impl Staged {
         }
         let malformed = || OpenFailure::new(FailureCode::Internal, "a parent sent a malformed chunk record");
         let chunk = Chunk::decode(record, self.previous.as_ref()).ok_or_else(malformed)?;
-        let staging = self.staging.clone();
+        let (store, staging) = (self.store.clone(), self.staging.clone());
         let bytes = frame.len() as u64;
         let kept = tokio::task::spawn_blocking(move || {
             let data = match chunk.frame_bytes {
                 0 => Vec::new(),
                 _ => d7y_store::decode_chunk(&chunk, &frame).map_err(|_| None)?,
             };
-            staging.push(chunk, &frame, &data).map_err(Some)
+            store.push(&staging, chunk, &frame, &data).map_err(Some)
         });
         match kept.await.unwrap_or(Err(None)) {
             Ok(staged) => self.reporter.staged(staged + 1),

@@ -146,7 +146,7 @@ impl LocalClient {
             length: range.length,
             deadline_ms: millis(deadline),
         };
-        match self.kind(request::Kind::EnsureRange(request), deadline).await? {
+        match self.kind(request::Kind::EnsureRange(request), deadline + ANSWER_GRACE).await? {
             response::Kind::RangePresent(present) => Ok(present.uncached.into()),
             _ => Err(ClientError::Malformed),
         }

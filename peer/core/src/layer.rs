@@ -38,7 +38,8 @@ impl LayerState {
             chunks,
             holders: HashMap::new(),
             unheld: Vec::new(),
-            next_demand: 0,
+            // The first read of a layer says nothing about the next.
+            next_demand: u32::MAX,
             read_ahead: 0,
         }
     }
@@ -64,7 +65,7 @@ impl LayerState {
     /// Notes a demand and returns the chunks that a sequential reader will want next.
     pub fn read_ahead(&mut self, chunk: u32) -> std::ops::Range<u32> {
         let sequential = (self.next_demand..self.next_demand.saturating_add(SEQUENTIAL_GAP)).contains(&chunk);
-        self.next_demand = chunk + 1;
+        self.next_demand = chunk.saturating_add(1);
         if !sequential {
             self.read_ahead = 0;
             return 0..0;

@@ -2,6 +2,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use d7y_image::{Chunk, LayerIndex};
 use d7y_types::{ChunkHash, LayerRef};
@@ -22,6 +23,9 @@ pub struct Staging {
     device: Option<File>,
     pack: Arc<File>,
     chunks: Mutex<Vec<Chunk>>,
+    bytes: AtomicU64,
+    /// What all layers being staged take together; the store's limit counts it.
+    total_bytes: Arc<AtomicU64>,
 }
 
 /// Whether the uncompressed form is wanted too: nodes mount it, seeds only pass frames on.
@@ -32,7 +36,12 @@ pub(crate) enum Keep {
 }
 
 impl Staging {
-    pub(crate) fn create(directory: PathBuf, reference: LayerRef, keep: Keep) -> Result<Self, StoreError> {
+    pub(crate) fn create(
+        directory: PathBuf,
+        reference: LayerRef,
+        keep: Keep,
+        total_bytes: Arc<AtomicU64>,
+    ) -> Result<Self, StoreError> {
         fs::create_dir_all(&directory).map_err(StoreError::io(&directory))?;
         let open = |name: &str| {
             let path = directory.join(name);
@@ -44,23 +53,30 @@ impl Staging {
             Keep::FramesAndDevice => Some(open("device")?),
         };
         let pack = Arc::new(open("pack")?);
-        Ok(Self { reference, directory, device, pack, chunks: Mutex::default() })
+        let (chunks, bytes) = (Mutex::default(), AtomicU64::new(0));
+        Ok(Self { reference, directory, device, pack, chunks, bytes, total_bytes })
     }
 
     pub fn reference(&self) -> &LayerRef {
         &self.reference
     }
 
-    /// Adds the next chunk. The hash is the sender's claim; `data` must have been checked against it.
-    pub fn push(&self, chunk: Chunk, frame: &[u8], data: &[u8]) -> Result<u32, StoreError> {
+    pub(crate) fn push(&self, chunk: Chunk, frame: &[u8], data: &[u8]) -> Result<u32, StoreError> {
         let path = || StoreError::io(&self.directory);
         self.pack.write_all_at(frame, chunk.pack_offset).map_err(path())?;
         if let Some(device) = &self.device {
             device.write_all_at(data, chunk.device_range().offset).map_err(path())?;
         }
+        let bytes = self.cost(frame, data);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.total_bytes.fetch_add(bytes, Ordering::Relaxed);
         let mut chunks = self.chunks.lock();
         chunks.push(chunk);
         Ok(chunks.len() as u32 - 1)
+    }
+
+    pub(crate) fn cost(&self, frame: &[u8], data: &[u8]) -> u64 {
+        (frame.len() + if self.device.is_some() { data.len() } else { 0 }) as u64
     }
 
     pub fn len(&self) -> u32 {
@@ -106,6 +122,7 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
+        self.total_bytes.fetch_sub(self.bytes.load(Ordering::Relaxed), Ordering::Relaxed);
         // After a commit the directory has another name and this finds nothing.
         let _ = fs::remove_dir_all(&self.directory);
     }

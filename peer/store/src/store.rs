@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use d7y_image::LayerIndex;
+use d7y_image::{Chunk, LayerIndex};
 use d7y_types::{LayerRef, Sha256Digest};
 use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
@@ -45,6 +45,7 @@ pub struct Store {
     clock: AtomicU64,
     evicted_layers: AtomicU64,
     staged: AtomicU64,
+    staged_bytes: Arc<AtomicU64>,
     _lock: File,
 }
 
@@ -71,6 +72,7 @@ impl Store {
             clock: AtomicU64::new(1),
             evicted_layers: AtomicU64::new(0),
             staged: AtomicU64::new(0),
+            staged_bytes: Arc::default(),
             _lock: lock,
         })
     }
@@ -91,7 +93,20 @@ impl Store {
         let directory =
             self.options.directory.join("staging").join(format!("{}.{number}", layer.digest.to_hex()));
         let keep = if self.options.devices { Keep::FramesAndDevice } else { Keep::Frames };
-        Staging::create(directory, layer.clone(), keep)
+        Staging::create(directory, layer.clone(), keep, self.staged_bytes.clone())
+    }
+
+    /// Adds the next chunk of a layer being staged and returns its number. The hash is the sender's claim; `data` must
+    /// have been checked against it.
+    pub fn push(
+        &self,
+        staging: &Staging,
+        chunk: Chunk,
+        frame: &[u8],
+        data: &[u8],
+    ) -> Result<u32, StoreError> {
+        self.make_room(staging.cost(frame, data), staging.reference().digest)?;
+        staging.push(chunk, frame, data)
     }
 
     /// Turns a staged layer into a layer. `index` must have been verified; `sealed` is its encoding.
@@ -146,7 +161,8 @@ impl Store {
     pub fn usage(&self) -> Usage {
         let layers = self.layers.lock();
         Usage {
-            kept_bytes: layers.values().map(|layer| layer.kept_bytes()).sum(),
+            kept_bytes: layers.values().map(|layer| layer.kept_bytes()).sum::<u64>()
+                + self.staged_bytes.load(Ordering::Relaxed),
             limit_bytes: self.options.limit_bytes,
             layers: layers.len(),
             evicted_layers: self.evicted_layers.load(Ordering::Relaxed),

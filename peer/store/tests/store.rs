@@ -28,7 +28,8 @@ fn fixture(name: u8) -> Fixture {
         size: 1000,
         compression: Compression::Gzip,
     };
-    let data: Vec<Vec<u8>> = (0..4u8).map(|n| if n == 2 { Vec::new() } else { vec![n + name; CHUNK_BYTES] }).collect();
+    let data: Vec<Vec<u8>> =
+        (0..4u8).map(|n| if n == 2 { Vec::new() } else { vec![n + name; CHUNK_BYTES] }).collect();
     let frames: Vec<Vec<u8>> = data
         .iter()
         .map(|data| if data.is_empty() { Vec::new() } else { zstd::bulk::compress(data, 3).unwrap() })
@@ -58,7 +59,7 @@ fn open(directory: &Path, limit_bytes: u64) -> Store {
 fn commit(store: &Store, fixture: &Fixture, staged: usize) -> std::sync::Arc<d7y_store::Layer> {
     let staging = store.stage(&fixture.reference).unwrap();
     for n in 0..staged {
-        staging.push(fixture.index.chunks[n], &fixture.frames[n], &fixture.data[n]).unwrap();
+        store.push(&staging, fixture.index.chunks[n], &fixture.frames[n], &fixture.data[n]).unwrap();
     }
     store.commit(&staging, &fixture.index, &fixture.sealed).unwrap()
 }
@@ -92,8 +93,8 @@ fn a_staged_chunk_that_the_index_does_not_confirm_is_not_readable() {
     let staging = store.stage(&fixture.reference).unwrap();
     let mut forged = fixture.index.chunks[0];
     forged.hash = ChunkHash([9; 32]);
-    staging.push(forged, &fixture.frames[0], &fixture.data[0]).unwrap();
-    staging.push(fixture.index.chunks[1], &fixture.frames[1], &fixture.data[1]).unwrap();
+    store.push(&staging, forged, &fixture.frames[0], &fixture.data[0]).unwrap();
+    store.push(&staging, fixture.index.chunks[1], &fixture.frames[1], &fixture.data[1]).unwrap();
     let layer = store.commit(&staging, &fixture.index, &fixture.sealed).unwrap();
     assert!(!layer.readable().get(0));
     assert!(layer.readable().get(1));
