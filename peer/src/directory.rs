@@ -176,14 +176,14 @@ impl Directory {
         *self.outbound.lock() = Some(send.clone());
         self.metrics.scheduler_connected.set(1);
         tracing::info!(scheduler = self.config.scheduler, "scheduler session is up");
-        let mut heartbeat = DEFAULT_HEARTBEAT;
+        let mut heartbeat = tokio::time::interval(DEFAULT_HEARTBEAT);
         loop {
             tokio::select! {
                 message = inbound.message() => match message.map_err(|status| chain(&status))? {
                     Some(message) => self.hear(message, &mut heartbeat, fetcher).await,
                     None => return Ok(()),
                 },
-                () = tokio::time::sleep(heartbeat) => {
+                _ = heartbeat.tick() => {
                     let beat = Heartbeat { upload_bytes_total: self.metrics.uploaded_bytes.get(), ..Heartbeat::default() };
                     self.say(peer_message::Message::Heartbeat(beat));
                 }
@@ -210,14 +210,15 @@ impl Directory {
         });
     }
 
-    async fn hear(&self, message: SchedulerMessage, heartbeat: &mut Duration, fetcher: &Fetcher) {
+    async fn hear(&self, message: SchedulerMessage, heartbeat: &mut tokio::time::Interval, fetcher: &Fetcher) {
         match message.message {
             Some(scheduler_message::Message::Welcome(welcome)) if welcome.heartbeat_interval_ms > 0 => {
-                *heartbeat = Duration::from_millis(u64::from(welcome.heartbeat_interval_ms));
+                let every = Duration::from_millis(u64::from(welcome.heartbeat_interval_ms));
+                *heartbeat = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
             }
             Some(scheduler_message::Message::Assignment(assignment)) => {
                 let Some(layer) = digest(&assignment.task) else { return };
-                let plan = plan_of(assignment).await;
+                let plan = plan_of(assignment, &self.config.announce.peer_id).await;
                 fetcher.set_parents(layer, plan.ask.clone()).await;
                 self.known.send_modify(|known| drop(known.plans.insert(layer, plan)));
             }
@@ -244,9 +245,10 @@ fn digest(raw: &[u8]) -> Option<Sha256Digest> {
 }
 
 /// The ingester first: while it reads the layer it is the only one that has anything.
-async fn plan_of(assignment: Assignment) -> Plan {
+async fn plan_of(assignment: Assignment, me: &str) -> Plan {
     let mut ask = Vec::new();
-    for parent in assignment.ingester.iter().chain(&assignment.parents) {
+    let named = assignment.ingester.iter().chain(&assignment.parents).chain(&assignment.fallback);
+    for parent in named.filter(|parent| parent.peer_id != me) {
         let seed = parent.role() == d7y_proto::scheduler::Role::Seed;
         let Some(address) = resolve(&parent.address).await else { continue };
         if !ask.iter().any(|known: &Parent| known.address == address) {
