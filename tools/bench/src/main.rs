@@ -1,19 +1,26 @@
-//! `d7y-bench`: the demo and the benches.
+//! `d7y-bench`: the demo and the benches. `cargo xtask demo` and `cargo xtask bench` prepare the
+//! machine and start it.
 
-use anyhow::Result;
-use d7y_bench::rig::image::{obtain, recipe};
-use d7y_bench::rig::lab::Lab;
-use d7y_bench::rig::places::Places;
-use d7y_bench::rig::registry::Registry;
+use std::process::ExitCode;
 
-fn main() -> Result<()> {
-    let lab = Lab::open(Places::find()?)?;
-    let recipe =
-        if std::env::args().nth(1).as_deref() == Some("learn") { recipe::LEARN } else { recipe::SERVICE };
-    let images = obtain(&lab, &recipe)?;
-    let registry = Registry::start(&lab)?;
-    for image in &images {
-        println!("{} {:?}", registry.push(&image.layout, &image.tag, "app")?, image);
+use clap::Parser;
+use d7y_bench::demo;
+
+#[derive(Parser, Debug)]
+#[command(about = "Starts d7y clusters on this machine and measures them")]
+enum Command {
+    Demo(demo::Options),
+}
+
+fn main() -> ExitCode {
+    let result = match Command::parse() {
+        Command::Demo(options) => demo::run(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
-    Ok(())
 }

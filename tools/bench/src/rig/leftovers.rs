@@ -109,6 +109,7 @@ pub(super) fn remove(id: &str, dir: &Path) {
         warn(run(&mut command("ip", ["link", "del", id])));
     }
     remove_cgroups(Path::new("/sys/fs/cgroup"), id);
+    remove_empty_fifo_dirs(dir);
     warn(fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display())));
 }
 
@@ -206,6 +207,18 @@ fn remove_cgroups(root: &Path, id: &str) {
                 }
             }
             let _ = fs::remove_dir(group);
+        }
+    }
+}
+
+/// containerd's clients leave one empty directory per container here; ours are as young as the lab.
+fn remove_empty_fifo_dirs(lab: &Path) {
+    let changed = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified());
+    let Ok(opened) = changed(&lab.join(OWNER)) else { return };
+    for dir in children(Path::new("/run/containerd/fifo")) {
+        if changed(&dir).is_ok_and(|changed| changed >= opened) {
+            // Fails, as it should, unless it is empty.
+            let _ = fs::remove_dir(dir);
         }
     }
 }

@@ -1,0 +1,299 @@
+//! The main job: an ordinary image starts lazily on two nodes through the swarm.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::measure::{self, Measured, Moved, Run, drop_caches};
+use crate::rig::client::{self, Api, Client, Nerdctl, Wanted};
+use crate::rig::cluster::{Cluster, D7yNode, Extra, Peer};
+use crate::rig::command::shown;
+use crate::rig::compare::{self, Tree};
+use crate::rig::host::Link;
+use crate::rig::image::{self, Image, recipe};
+use crate::rig::interrupt;
+use crate::rig::lab::Lab;
+use crate::rig::node::{Node, Snapshotter};
+use crate::rig::places::Places;
+use crate::table::{Table, megabytes};
+
+/// Start an ordinary image lazily on two nodes of a local cluster.
+#[derive(clap::Args, Debug)]
+pub struct Options {
+    /// Each node's link, in Mbit/s
+    #[arg(long, value_name = "MBIT", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+    rate: u32,
+    /// The seed peer's link, in Mbit/s
+    #[arg(long, value_name = "MBIT", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    seed_rate: u32,
+    /// Run this image instead: whatever skopeo reads (docker://..., oci:DIR:TAG, docker-archive:FILE)
+    #[arg(long, value_name = "REF")]
+    image: Option<String>,
+    /// What drives containerd; nerdctl where it could be built
+    #[arg(long, value_enum)]
+    client: Option<Driver>,
+    /// Leave everything running until Ctrl-C, and print how to look around
+    #[arg(long)]
+    keep: bool,
+}
+
+/// A way to drive containerd.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Driver {
+    Nerdctl,
+    Api,
+}
+
+impl Driver {
+    /// # Errors
+    /// nerdctl was asked for and is not built.
+    pub fn client(choice: Option<Self>, places: &Places) -> Result<Box<dyn Client>> {
+        Ok(match choice {
+            None => client::usual(places),
+            Some(Self::Api) => Box::new(Api),
+            Some(Self::Nerdctl) => Box::new(Nerdctl::new(
+                places.nerdctl().context("nerdctl is not built: cargo xtask setup builds it")?,
+            )),
+        })
+    }
+}
+
+/// Runs the demo.
+///
+/// # Errors
+/// A step failed, or a container's root differs from the image.
+pub fn run(options: &Options) -> Result<()> {
+    let lab = Lab::open(Places::find()?)?;
+    let stage = Stage::set(&lab, options)?;
+    let mut rows = Vec::new();
+    stage.play(&mut rows)?;
+    println!("\n{}", table(&rows));
+    println!(
+        "Bytes in MB: until the first output / when all transfers had settled. present: part of the image's"
+    );
+    println!(
+        "data on the node at its first output. Links: nodes {} Mbit/s, seed {} Mbit/s.",
+        options.rate, options.seed_rate
+    );
+    stage.say_egress();
+    let equal = stage.compare(&rows)?;
+    if options.keep {
+        stage.say_how_to_look();
+        interrupt::wait_forever();
+    }
+    drop(rows);
+    if !equal {
+        bail!("a container's root differs from the image");
+    }
+    Ok(())
+}
+
+/// Everything that stands before the first run.
+struct Stage<'a> {
+    lab: &'a Lab,
+    client: Box<dyn Client>,
+    images: Vec<Image>,
+    /// What umoci unpacks, by tag.
+    expected: BTreeMap<String, Tree>,
+    cluster: Cluster,
+    nodes: [D7yNode; 2],
+    baseline: Node,
+}
+
+/// One run, with its container still running.
+struct Row<'a> {
+    title: String,
+    run: Run<'a>,
+    measured: Measured,
+    settled: Moved,
+}
+
+impl<'a> Stage<'a> {
+    fn set(lab: &'a Lab, options: &Options) -> Result<Self> {
+        let client = Driver::client(options.client, &lab.places)?;
+        let images = match &options.image {
+            Some(reference) => step("fetch the image", || Ok(vec![image::Image::import(lab, reference)?]))?,
+            None => step("the image, from Debian packages", || image::obtain(lab, &recipe::SERVICE))?,
+        };
+        let unpack =
+            || images.iter().map(|image| Ok((image.tag.clone(), compare::unpacked(lab, image)?))).collect();
+        let expected = step("unpack it with umoci, to compare with", unpack)?;
+        let link = Link(Some(options.rate));
+        let cluster =
+            step("registry, scheduler, seed peer", || Cluster::start(lab, Link(Some(options.seed_rate))))?;
+        let extra = Extra::default();
+        let nodes = step("two nodes with d7y, one without", || {
+            Ok((
+                [cluster.node(lab, "node1", link, &extra)?, cluster.node(lab, "node2", link, &extra)?],
+                Node::start(lab, lab.host("node3", link)?, None)?,
+            ))
+        })?;
+        step("push the image, unconverted", || {
+            images
+                .iter()
+                .try_for_each(|image| cluster.registry.push(&image.layout, &image.tag, "app").map(drop))
+        })?;
+        let (nodes, baseline) = nodes;
+        Ok(Self { lab, client, images, expected, cluster, nodes, baseline })
+    }
+
+    /// The runs, in order; each leaves its container running.
+    fn play<'s>(&'s self, rows: &mut Vec<Row<'s>>) -> Result<()> {
+        let first = self.images.first().context("no image")?;
+        println!(
+            "client: {}; image: {} MB gzip in {} layers",
+            self.client.name(),
+            megabytes(first.blob_bytes()),
+            first.layers.len()
+        );
+        drop_caches();
+        rows.push(self.row("overlayfs, node 3", None, first)?);
+        drop_caches();
+        rows.push(self.row("d7y, node 1, first ever", Some(0), first)?);
+        drop_caches();
+        rows.push(self.row("d7y, node 2", Some(1), first)?);
+        rows.push(self.row("d7y, node 1, warm", Some(0), first)?);
+        if let Some(second) = self.images.get(1) {
+            drop_caches();
+            rows.push(self.row("d7y, node 1, version 2", Some(0), second)?);
+            drop_caches();
+            rows.push(self.row("d7y, node 2, version 2", Some(1), second)?);
+        }
+        Ok(())
+    }
+
+    fn row<'s>(&'s self, title: &str, d7y: Option<usize>, image: &'s Image) -> Result<Row<'s>> {
+        step(title, || {
+            let (node, snapshotter) = match d7y {
+                Some(number) => (&self.nodes[number].node, Snapshotter::D7y),
+                None => (&self.baseline, Snapshotter::Overlayfs),
+            };
+            let reference = format!("{}/app:{}", self.cluster.registry.name(), image.tag).parse()?;
+            let run = Run {
+                node,
+                peer: d7y.map(|number| &self.nodes[number].peer),
+                image,
+                wanted: Wanted { reference, snapshotter },
+                container: format!("{}-{}", title.replace([',', ' '], ""), image.tag),
+                counter: &self.cluster.registry.counter,
+            };
+            let measured = measure::run(self.client.as_ref(), &run)?;
+            let settled = measure::settled(&run, &measured)?;
+            println!("    {:.2} s: {}", measured.first.after.as_secs_f64(), measured.first.line.trim());
+            Ok(Row { title: title.to_owned(), run, measured, settled })
+        })
+    }
+
+    /// The registry's bytes for the cluster, beside what it would be to send each blob once.
+    fn say_egress(&self) {
+        let counter = &self.cluster.registry.counter;
+        let peers = [&self.cluster.seed, &self.nodes[0].peer, &self.nodes[1].peer];
+        let sent = |peer: &Peer| -> u64 {
+            counter
+                .of(peer.address())
+                .blobs
+                .iter()
+                .filter(|(digest, _)| self.is_layer(digest))
+                .map(|(_, blob)| blob.body_bytes)
+                .sum()
+        };
+        let all: BTreeMap<_, _> = self.images.iter().flat_map(|image| image.layers.iter().cloned()).collect();
+        let (sent, once): (u64, u64) = (peers.into_iter().map(sent).sum(), all.values().sum());
+        println!(
+            "The registry sent the d7y nodes and their seed {} MB of layers; once each would be {} MB: {:.2}x.",
+            megabytes(sent),
+            megabytes(once),
+            sent as f64 / once.max(1) as f64
+        );
+    }
+
+    fn is_layer(&self, digest: &str) -> bool {
+        self.images.iter().any(|image| image.layers.iter().any(|(layer, _)| layer == digest))
+    }
+
+    /// Compares the root of every container that still runs.
+    fn compare(&self, rows: &[Row<'_>]) -> Result<bool> {
+        println!("\nEvery file of the running containers, against umoci's unpacking of the same image:");
+        let mut equal = true;
+        for row in rows {
+            let image = &row.run.image.tag;
+            let expected = self.expected.get(image).context("unpacked before")?;
+            let report = compare::container(expected, &row.measured.started.rootfs)
+                .with_context(|| format!("cannot compare: {}", row.title))?;
+            equal &= report.is_equal();
+            println!("  {} ({image}): {report}", row.title);
+        }
+        Ok(equal)
+    }
+
+    fn say_how_to_look(&self) {
+        println!(
+            "\nEverything runs until Ctrl-C. Files, logs and configurations: {}",
+            self.lab.dir().display()
+        );
+        println!("registry (counted)  http://{}/v2/", self.cluster.registry.name());
+        println!("scheduler           http://{}/metrics", self.cluster.scheduler.address());
+        println!("seed                http://{}/metrics", self.cluster.seed.service.address());
+        let nodes = [&self.nodes[0].node, &self.nodes[1].node, &self.baseline];
+        for (node, snapshotter) in nodes.into_iter().zip(["d7y", "d7y", "overlayfs"]) {
+            println!("{}", node.host.name);
+            println!("  containerd  {}", node.socket().display());
+            if let Some(nerdctl) = self.lab.places.nerdctl() {
+                let mut line = Nerdctl::new(nerdctl).command(node);
+                let reference = format!("{}/app:{}", self.cluster.registry.name(), self.images[0].tag);
+                line.args(["--snapshotter", snapshotter, "run", "--rm", "--net", "host", &reference]);
+                println!("  {}", shown(&line));
+            }
+        }
+        for node in &self.nodes {
+            let name = &node.node.host.name;
+            println!(
+                "{name}: peer http://{}/metrics, snapshotter http://{}/metrics, local socket {}",
+                node.peer.service.address(),
+                node.snapshotter.address(),
+                node.peer.socket().display()
+            );
+        }
+    }
+}
+
+fn table(rows: &[Row<'_>]) -> Table {
+    let mut table = Table::new(&[
+        "run",
+        "first output s",
+        "x overlayfs",
+        "registry MB",
+        "requests",
+        "seed MB",
+        "other node MB",
+        "present",
+    ]);
+    let baseline = rows.first().map_or(1.0, |row| row.measured.first.after.as_secs_f64());
+    for Row { title, measured, settled, .. } in rows {
+        let both = |of: fn(&Moved) -> u64| {
+            format!("{} / {}", megabytes(of(&measured.until_first)), megabytes(of(settled)))
+        };
+        let seconds = measured.first.after.as_secs_f64();
+        table.row(vec![
+            title.clone(),
+            format!("{seconds:.2}"),
+            format!("{:.2}", seconds / baseline),
+            both(|moved| moved.registry.body_bytes),
+            format!("{} / {}", measured.until_first.registry.requests, settled.registry.requests),
+            both(|moved| moved.received.seed_bytes),
+            both(|moved| moved.received.node_bytes),
+            format!("{:.0} %", measured.share_at_first * 100.0),
+        ]);
+    }
+    table
+}
+
+/// Says what is done, and how long it took.
+pub fn step<T>(title: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    println!("==> {title}");
+    let start = Instant::now();
+    let result = work().with_context(|| title.to_owned())?;
+    println!("    {:.1} s", start.elapsed().as_secs_f64());
+    Ok(result)
+}

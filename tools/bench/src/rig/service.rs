@@ -1,0 +1,79 @@
+//! One of d7y's daemons: program, configuration file, and how to see that it is up.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::daemon::Daemon;
+use super::host::Host;
+use super::http;
+use super::lab::Lab;
+use super::places::make_dir;
+
+const READY: Duration = Duration::from_secs(30);
+
+/// What is started, and started again after a kill.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Also the name of the log.
+    pub name: String,
+    /// `d7y-peer` and so on.
+    pub program: &'static str,
+    pub config: String,
+    /// More of the command line, for tests: `--set KEY=VALUE`.
+    pub arguments: Vec<String>,
+    /// Where it runs; `None` is outside every host.
+    pub host: Option<Host>,
+    /// Its `/healthy`.
+    pub health: SocketAddr,
+}
+
+/// A running daemon of ours.
+pub struct Service {
+    plan: Plan,
+    file: PathBuf,
+    pub daemon: Daemon,
+}
+
+impl Service {
+    /// Writes the configuration, starts the daemon, and waits until it says that it is healthy.
+    ///
+    /// # Errors
+    /// It is not built, or does not come up: with the tail of its log.
+    pub fn start(lab: &Lab, plan: Plan) -> Result<Self> {
+        let dir = plan.host.as_ref().map_or(lab.dir(), |host| &host.dir);
+        make_dir(dir)?;
+        let file = dir.join(format!("{}.yaml", plan.program));
+        std::fs::write(&file, &plan.config).with_context(|| format!("cannot write {}", file.display()))?;
+        let daemon = launch(lab, &plan, &file)?;
+        Ok(Self { plan, file, daemon })
+    }
+
+    /// Starts it again, from the same file, after it has ended.
+    ///
+    /// # Errors
+    /// As [`Service::start`].
+    pub fn restart(&mut self, lab: &Lab) -> Result<()> {
+        self.daemon = launch(lab, &self.plan, &self.file)?;
+        Ok(())
+    }
+
+    /// Its `/healthy` and `/metrics`.
+    pub fn address(&self) -> SocketAddr {
+        self.plan.health
+    }
+}
+
+fn launch(lab: &Lab, plan: &Plan, file: &std::path::Path) -> Result<Daemon> {
+    let program = lab.places.daemon(plan.program)?;
+    let mut command = match &plan.host {
+        Some(host) => host.command(&program),
+        None => std::process::Command::new(&program),
+    };
+    command.arg("--config").arg(file).args(&plan.arguments);
+    let daemon = lab.start(&plan.name, &mut command)?;
+    daemon.wait_ready(READY, || http::get(plan.health, "/healthy").is_ok())?;
+    Ok(daemon)
+}
