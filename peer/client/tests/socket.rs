@@ -1,3 +1,5 @@
+#![cfg(test)]
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, Write};

@@ -159,6 +159,14 @@ impl Tree {
         Self { nodes: vec![Node::implied_directory()] }
     }
 
+    /// A tree that holds nothing but its root, which must be a directory without children.
+    pub fn with_root(root: Node) -> Result<Self, TreeError> {
+        match &root.kind {
+            NodeKind::Directory { children, .. } if children.is_empty() => Ok(Self { nodes: vec![root] }),
+            _ => Err(TreeError::NotDirectory),
+        }
+    }
+
     /// # Panics
     /// When `id` is not of this tree.
     pub fn node(&self, id: NodeId) -> &Node {

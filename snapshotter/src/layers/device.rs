@@ -1,0 +1,174 @@
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use d7y_image::{IndexError, LayerIndex, MAX_INDEX_BYTES};
+use d7y_peer_client::{ClientError, LocalClient};
+use d7y_proto::local::LayerOpened;
+use d7y_types::{ByteRange, LayerRef, Sha256Digest};
+use parking_lot::RwLock;
+use sha2::{Digest, Sha256};
+
+use crate::layers::chunks::{ChunkTable, Present};
+
+/// A layer's device as the peer keeps it on this node's disk.
+#[derive(Debug)]
+pub struct Device {
+    /// Says where everything lies: two indexes of one layer may differ in that.
+    pub layout: Sha256Digest,
+    file: File,
+    table: ChunkTable,
+    present: Present,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    #[error("the peer cannot open layer {layer}")]
+    Peer { layer: Sha256Digest, source: ClientError },
+    #[error("cannot read what the peer keeps of layer {layer} at {path}")]
+    File { layer: Sha256Digest, path: String, source: io::Error },
+    #[error("the peer's index of layer {layer} is malformed")]
+    Index { layer: Sha256Digest, source: IndexError },
+    #[error("the peer's index is of layer {found}, not of {layer}")]
+    OtherLayer { layer: Sha256Digest, found: Sha256Digest },
+    #[error("opening layer {layer} was interrupted")]
+    Interrupted { layer: Sha256Digest },
+}
+
+impl Device {
+    pub fn bytes(&self) -> u64 {
+        self.table.device_bytes()
+    }
+
+    pub fn chunks(&self) -> u32 {
+        self.table.len()
+    }
+
+    pub fn chunks_in(&self, range: ByteRange) -> std::ops::Range<u32> {
+        self.table.overlapping(range)
+    }
+
+    /// The part of a range that must be fetched before the range can be read; nothing when it can be read now.
+    pub fn missing(&self, range: ByteRange) -> io::Result<Option<ByteRange>> {
+        let Some(missing) = self.present.missing(self.table.overlapping(range))? else { return Ok(None) };
+        let chunks = self.table.bytes_of(missing);
+        let offset = chunks.offset.max(range.offset);
+        Ok(Some(ByteRange::new(offset, chunks.end().min(range.end()) - offset)))
+    }
+
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// A range of which `fetched` came past the disk; the rest of it must be present.
+    pub fn assemble(&self, range: ByteRange, part: ByteRange, fetched: &[u8]) -> io::Result<Vec<u8>> {
+        let mut out = vec![0; range.length as usize];
+        let start = (part.offset - range.offset) as usize;
+        let end = start + fetched.len();
+        self.file.read_exact_at(&mut out[..start], range.offset)?;
+        out[start..end].copy_from_slice(fetched);
+        self.file.read_exact_at(&mut out[end..], part.end())?;
+        Ok(out)
+    }
+
+    /// What the device takes on disk, in bytes.
+    pub fn stored_bytes(&self) -> io::Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        Ok(self.file.metadata()?.blocks() * 512)
+    }
+}
+
+/// A layer whose device may be open already; opening happens when it is needed, and again after the peer restarted.
+#[derive(Debug)]
+pub struct DeviceSlot {
+    pub layer: LayerRef,
+    open: RwLock<Option<Arc<Device>>>,
+}
+
+impl DeviceSlot {
+    pub fn new(layer: LayerRef) -> Self {
+        Self { layer, open: RwLock::new(None) }
+    }
+
+    /// The device, if it is open.
+    pub fn ready(&self) -> Option<Arc<Device>> {
+        self.open.read().clone()
+    }
+
+    /// The device, opened if it is not. Two at once may open it twice, which is harmless.
+    pub async fn device(&self, peer: &LocalClient, deadline: Instant) -> Result<Arc<Device>, DeviceError> {
+        match self.ready() {
+            Some(device) => Ok(device),
+            None => Ok(self.reopen(peer, deadline).await?.0),
+        }
+    }
+
+    /// Opens the device and returns the index too.
+    pub async fn reopen(
+        &self,
+        peer: &LocalClient,
+        deadline: Instant,
+    ) -> Result<(Arc<Device>, LayerIndex), DeviceError> {
+        let layer = self.layer.digest;
+        let opened = peer.open_layer(&self.layer, remaining(deadline)).await;
+        let opened = opened.map_err(|source| DeviceError::Peer { layer, source })?;
+        let loaded = tokio::task::spawn_blocking(move || load(layer, &opened));
+        let (device, index) = loaded.await.map_err(|_| DeviceError::Interrupted { layer })??;
+        let device = Arc::new(device);
+        *self.open.write() = Some(Arc::clone(&device));
+        Ok((device, index))
+    }
+
+    /// The next user opens the device anew.
+    pub fn close(&self) {
+        *self.open.write() = None;
+    }
+}
+
+pub fn remaining(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
+
+fn load(layer: Sha256Digest, opened: &LayerOpened) -> Result<(Device, LayerIndex), DeviceError> {
+    let index_file = open(layer, &opened.index_path)?;
+    let sealed = read_index(&index_file).map_err(|source| DeviceError::File {
+        layer,
+        path: opened.index_path.clone(),
+        source,
+    })?;
+    let index = LayerIndex::decode(&sealed).map_err(|source| DeviceError::Index { layer, source })?;
+    if index.layer != layer {
+        return Err(DeviceError::OtherLayer { layer, found: index.layer });
+    }
+    let device = Device {
+        layout: layout(&index),
+        file: open(layer, &opened.device_path)?,
+        table: ChunkTable::new(&index.chunks),
+        present: Present::new(open(layer, &opened.bitmap_path)?, &index.chunks),
+    };
+    Ok((device, index))
+}
+
+fn open(layer: Sha256Digest, path: &str) -> Result<File, DeviceError> {
+    File::open(Path::new(path)).map_err(|source| DeviceError::File { layer, path: path.into(), source })
+}
+
+fn read_index(file: &File) -> io::Result<Vec<u8>> {
+    use std::io::Read;
+    let mut sealed = Vec::new();
+    file.take(MAX_INDEX_BYTES as u64 + 1).read_to_end(&mut sealed)?;
+    Ok(sealed)
+}
+
+fn layout(index: &LayerIndex) -> Sha256Digest {
+    let mut hash = Sha256::new();
+    for chunk in &index.chunks {
+        hash.update(chunk.blocks.to_le_bytes());
+        hash.update(chunk.hash.0);
+    }
+    hash.update(&index.bootstrap);
+    Sha256Digest(hash.finalize().into())
+}

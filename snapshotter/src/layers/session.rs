@@ -1,0 +1,170 @@
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use d7y_fuse::mounts::{self, MountError, MountPoint};
+use d7y_fuse::{DeviceError, Filesystem, FuseDevice, MountOptions, Privileges, Session, Start};
+use d7y_peer_client::{ClientError, LocalClient};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::config::DriverChoice;
+use crate::place::Place;
+
+/// The name under which the FUSE descriptor is parked with the peer.
+pub const FUSE_DESCRIPTOR: &str = "fuse";
+/// How long a start waits for the peer to hand over the descriptor of a mount that is there. A peer that does not
+/// run has no descriptor: then the mount is dead.
+const HAND_OVER_DEADLINE: Duration = Duration::from_secs(10);
+/// Serving threads: a hit costs one `pread`, misses occupy none.
+const MAX_THREADS: usize = 4;
+const DEVICES_FILE_SYSTEM: &str = "fuse.d7y-devices";
+const TREE_FILE_SYSTEM: &str = "fuse.d7y-tree";
+
+/// What serves a layer's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// The kernel's EROFS; FUSE serves the devices only.
+    Erofs,
+    /// FUSE serves all.
+    Fuse,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    #[error("this kernel does not mount EROFS from plain files; set driver to auto or fuse")]
+    NoErofs,
+    #[error("cannot find out whether the kernel mounts EROFS from plain files")]
+    Probe(#[source] io::Error),
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error("cannot make the FUSE mount's directory")]
+    Directory(#[source] io::Error),
+    #[error(transparent)]
+    Start(#[from] d7y_fuse::SessionError),
+}
+
+/// The FUSE mount's connection: one that outlived an earlier snapshotter, or none yet.
+pub struct Connection {
+    live: Option<FuseDevice>,
+    pub driver: Driver,
+}
+
+impl Connection {
+    /// Takes the live connection from the peer; clears away a dead one and everything that stood on it.
+    pub async fn find(peer: &LocalClient, place: &Place, choice: DriverChoice) -> Result<Self, SessionError> {
+        let fuse = place.fuse();
+        std::fs::create_dir_all(&fuse).or_else(ignore_dead_mount).map_err(SessionError::Directory)?;
+        if let Some(mount) = fuse_mount(&fuse)?
+            && let Some(driver) = driver_of(&mount)
+            && let Some(device) = take(peer).await
+        {
+            tracing::info!(?driver, "serving the mounts of the snapshotter before");
+            return Ok(Self { live: Some(device), driver });
+        }
+        clear(place)?;
+        let driver = match choice {
+            DriverChoice::Fuse => Driver::Fuse,
+            DriverChoice::Auto | DriverChoice::Erofs => match probe(place.bootstraps()).await? {
+                true => Driver::Erofs,
+                false if choice == DriverChoice::Auto => Driver::Fuse,
+                false => return Err(SessionError::NoErofs),
+            },
+        };
+        Ok(Self { live: None, driver })
+    }
+
+    pub fn is_live(&self) -> bool {
+        self.live.is_some()
+    }
+
+    /// Serves the connection, mounting it first when there is none.
+    pub fn serve(self, place: &Place, filesystem: Arc<dyn Filesystem>) -> Result<Session, SessionError> {
+        let (device, start) = match self.live {
+            Some(device) => (device, Start::Attached),
+            None => {
+                let privileges = match self.driver {
+                    Driver::Erofs => Privileges::Sealed,
+                    Driver::Fuse => Privileges::Container,
+                };
+                (FuseDevice::mount(&place.fuse(), &MountOptions { privileges })?, Start::Fresh)
+            }
+        };
+        let threads = std::thread::available_parallelism().map_or(2, NonZeroUsize::get).clamp(2, MAX_THREADS);
+        let threads = NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN);
+        Ok(Session::start(device, filesystem, start, threads)?)
+    }
+}
+
+async fn take(peer: &LocalClient) -> Option<FuseDevice> {
+    let descriptor = match peer.take_descriptor(FUSE_DESCRIPTOR, HAND_OVER_DEADLINE).await {
+        Ok(Some(descriptor)) => descriptor,
+        Ok(None) => {
+            tracing::warn!(
+                "the peer has no FUSE descriptor: containers on the mounts there lose their files"
+            );
+            return None;
+        }
+        Err(error @ ClientError::Deadline(_)) => {
+            tracing::warn!(%error, "no FUSE descriptor: containers on the mounts there lose their files");
+            return None;
+        }
+        Err(error) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "no FUSE descriptor from the peer");
+            return None;
+        }
+    };
+    if !is_connected(&descriptor) {
+        tracing::warn!("the FUSE descriptor from the peer is of a connection that has ended");
+        return None;
+    }
+    FuseDevice::from_fd(descriptor).ok()
+}
+
+/// An ended connection polls as an error (`fuse_dev_poll`).
+fn is_connected(descriptor: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(descriptor, PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut polled, Some(&now)).is_ok() && !polled[0].revents().contains(PollFlags::ERR)
+}
+
+fn fuse_mount(fuse: &Path) -> Result<Option<MountPoint>, SessionError> {
+    let mounts = mounts::mount_points_below(fuse)?;
+    Ok(mounts.into_iter().find(|mount| mount.file_system.starts_with("fuse")))
+}
+
+fn driver_of(mount: &MountPoint) -> Option<Driver> {
+    match mount.file_system.as_str() {
+        DEVICES_FILE_SYSTEM => Some(Driver::Erofs),
+        TREE_FILE_SYSTEM => Some(Driver::Fuse),
+        _ => None,
+    }
+}
+
+fn clear(place: &Place) -> Result<(), SessionError> {
+    for directory in [place.mount_points(), place.fuse()] {
+        for mount in mounts::mount_points_below(&directory)? {
+            tracing::info!(path = %mount.path.display(), "unmounting what a snapshotter before left");
+            mounts::unmount_lazy(&mount.path)?;
+        }
+    }
+    Ok(())
+}
+
+async fn probe(scratch: std::path::PathBuf) -> Result<bool, SessionError> {
+    let probed = tokio::task::spawn_blocking(move || mounts::probe_file_backed_erofs(&scratch)).await;
+    probed.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(SessionError::Probe)
+}
+
+/// A dead FUSE mount on the directory answers ENOTCONN, a live one that nobody serves does not answer at all: the
+/// kernel knows the mount's root without asking.
+fn ignore_dead_mount(error: io::Error) -> io::Result<()> {
+    match error.kind() {
+        io::ErrorKind::AlreadyExists | io::ErrorKind::NotConnected => Ok(()),
+        _ => Err(error),
+    }
+}

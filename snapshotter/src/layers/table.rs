@@ -1,0 +1,398 @@
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use d7y_fuse::mounts::{self, DeviceReads, ErofsSource, MountError};
+use d7y_image::{LayerIndex, ReadError, Tree, WriteError, layer_tree, read_bootstrap, write_bootstrap};
+use d7y_peer_client::LocalClient;
+use d7y_types::{LayerRef, Sha256Digest};
+use futures_util::future::try_join_all;
+use parking_lot::Mutex;
+
+use crate::layers::device::{Device, DeviceError, DeviceSlot};
+use crate::layers::filesystem::{DEVICES, LayerFilesystem, LayerNode, TREES};
+use crate::layers::inherit::inherit;
+use crate::layers::pins::Pins;
+use crate::layers::reads::Source;
+use crate::layers::registry::{MountId, MountKey, MountRecord, Registry};
+use crate::layers::session::Driver;
+use crate::meta::{MetaError, RemoteLayer};
+use crate::metrics::Metrics;
+use crate::place::Place;
+
+/// How long a device may take to be opened anew after the peer restarted.
+const REFRESH_DEADLINE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error("the peer did not promise in time to keep the image's layers; is d7y-peer running?")]
+    Pins,
+    #[error("layer {layer} has a malformed bootstrap")]
+    Read { layer: Sha256Digest, source: ReadError },
+    #[error("layer {layer} cannot be written as EROFS")]
+    Write { layer: Sha256Digest, source: WriteError },
+    #[error("cannot prepare the mount of layer {layer}")]
+    File { layer: Sha256Digest, source: io::Error },
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    #[error(transparent)]
+    Registry(#[from] MetaError),
+    #[error("mounting was interrupted")]
+    Interrupted,
+}
+
+/// One layer of a chain to be stacked.
+#[derive(Debug, Clone)]
+pub enum ChainLayer {
+    Remote(RemoteLayer),
+    /// Unpacked by containerd.
+    Directory(PathBuf),
+}
+
+/// A chain that is mounted. While this lives nothing of it is swept away.
+#[derive(Debug)]
+pub struct Mounted {
+    /// overlayfs's `lowerdir`: the topmost first, no directory twice.
+    pub lowers: Vec<PathBuf>,
+    _leases: Vec<Arc<Entry>>,
+}
+
+/// All layers that are, or were, mounted.
+pub struct Layers {
+    parts: LayersParts,
+    pins: Pins,
+    slots: Mutex<HashMap<Sha256Digest, Arc<DeviceSlot>>>,
+    entries: Mutex<HashMap<MountKey, Arc<Entry>>>,
+    /// Which mount a layer has on which chain, as found out when it was mounted there.
+    decided: Mutex<HashMap<(Sha256Digest, Sha256Digest), MountKey>>,
+}
+
+pub struct LayersParts {
+    pub peer: LocalClient,
+    pub registry: Registry,
+    pub filesystem: Arc<LayerFilesystem>,
+    pub driver: Driver,
+    pub place: Place,
+    pub metrics: Metrics,
+}
+
+/// One mount. The lock is held while it is mounted and unmounted, on threads that may block.
+#[derive(Debug, Default)]
+struct Entry(Mutex<Option<MountedAt>>);
+
+#[derive(Debug)]
+struct MountedAt {
+    id: MountId,
+    path: PathBuf,
+}
+
+/// A bootstrap ready to be mounted.
+struct Prepared {
+    record: MountRecord,
+    bootstrap: Vec<u8>,
+}
+
+impl Layers {
+    pub fn new(parts: LayersParts) -> Self {
+        let (pins, slots, entries, decided) = Default::default();
+        Self { parts, pins, slots, entries, decided }
+    }
+
+    pub fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
+    /// Mounts what is not mounted yet. `chain` has the topmost layer first.
+    pub async fn mount(
+        self: &Arc<Self>,
+        chain: &[ChainLayer],
+        deadline: Instant,
+    ) -> Result<Mounted, LayerError> {
+        let slots: Vec<_> = chain.iter().map(|layer| self.slot_of(layer)).collect();
+        let peer = &self.parts.peer;
+        try_join_all(slots.iter().flatten().map(|slot| slot.device(peer, deadline))).await?;
+        self.pins.add(slots.iter().flatten().map(|slot| slot.layer.digest));
+        if slots.iter().any(Option::is_some) && !self.pins.agreed(deadline).await {
+            return Err(LayerError::Pins);
+        }
+        let (mut paths, mut leases) = (Vec::new(), Vec::new());
+        for (layer, slot) in chain.iter().zip(slots).rev() {
+            match (layer, slot) {
+                (ChainLayer::Remote(remote), Some(slot)) => {
+                    let (entry, path) = self.mount_one(remote, slot, &paths, deadline).await?;
+                    leases.push(entry);
+                    paths.insert(0, path);
+                }
+                (ChainLayer::Directory(path), _) => paths.insert(0, path.clone()),
+                (ChainLayer::Remote(_), None) => unreachable!("every remote layer has a slot"),
+            }
+        }
+        let mut seen = HashSet::new();
+        paths.retain(|path| seen.insert(path.clone()));
+        Ok(Mounted { lowers: paths, _leases: leases })
+    }
+
+    /// `lowers` are the mounted layers below, the nearest first.
+    async fn mount_one(
+        self: &Arc<Self>,
+        remote: &RemoteLayer,
+        slot: Arc<DeviceSlot>,
+        lowers: &[PathBuf],
+        deadline: Instant,
+    ) -> Result<(Arc<Entry>, PathBuf), LayerError> {
+        let device = slot.device(&self.parts.peer, deadline).await?;
+        if let Some(mounted) = self.find_mounted(remote, &device) {
+            return Ok(mounted);
+        }
+        let (device, index) = slot.reopen(&self.parts.peer, deadline).await?;
+        let (layers, remote, lowers) = (Arc::clone(self), remote.clone(), lowers.to_vec());
+        let mounting = tokio::task::spawn_blocking(move || {
+            let prepared = prepare(&remote, &device, &index, &lowers)?;
+            let key = prepared.record.key;
+            let mounted = layers.mount_prepared(prepared, slot)?;
+            layers.decided.lock().insert((key.layer, remote.chain_id), key);
+            Ok(mounted)
+        });
+        mounting.await.map_err(|_| LayerError::Interrupted)?
+    }
+
+    fn find_mounted(&self, remote: &RemoteLayer, device: &Device) -> Option<(Arc<Entry>, PathBuf)> {
+        let key = *self.decided.lock().get(&(remote.layer.digest, remote.chain_id))?;
+        let entry = self.entries.lock().get(&key).filter(|_| key.layout == device.layout).cloned()?;
+        let path = entry.0.lock().as_ref()?.path.clone();
+        Some((entry, path))
+    }
+
+    fn mount_prepared(
+        &self,
+        prepared: Prepared,
+        slot: Arc<DeviceSlot>,
+    ) -> Result<(Arc<Entry>, PathBuf), LayerError> {
+        let Prepared { record, bootstrap } = prepared;
+        let entry = Arc::clone(self.entries.lock().entry(record.key).or_default());
+        let mut state = entry.0.lock();
+        if let Some(mounted) = &*state {
+            let path = mounted.path.clone();
+            drop(state);
+            return Ok((entry, path));
+        }
+        let id = self.parts.registry.id(&record)?;
+        match self.mount_as(id, &record, &bootstrap, slot) {
+            Ok(path) => {
+                *state = Some(MountedAt { id, path: path.clone() });
+                self.parts.metrics.mounted_layers.inc();
+                drop(state);
+                Ok((entry, path))
+            }
+            Err(error) => {
+                self.forget(&[id]);
+                Err(error)
+            }
+        }
+    }
+
+    fn mount_as(
+        &self,
+        id: MountId,
+        record: &MountRecord,
+        bootstrap: &[u8],
+        slot: Arc<DeviceSlot>,
+    ) -> Result<PathBuf, LayerError> {
+        let layer = record.key.layer;
+        let file = |source| LayerError::File { layer, source };
+        let place = &self.parts.place;
+        let bootstrap_path = place.bootstrap(id);
+        write_whole(&bootstrap_path, bootstrap).map_err(file)?;
+        let tree = match self.parts.driver {
+            Driver::Erofs => None,
+            Driver::Fuse => Some(Arc::new(
+                read_bootstrap(bootstrap).map_err(|source| LayerError::Read { layer, source })?,
+            )),
+        };
+        self.show(id, record, slot, tree);
+        match self.parts.driver {
+            Driver::Fuse => Ok(place.fuse().join(TREES).join(id.to_string())),
+            Driver::Erofs => {
+                let target = place.mount_point(id);
+                fs::create_dir_all(&target).map_err(file)?;
+                let device = place.fuse().join(DEVICES).join(id.to_string());
+                let source = ErofsSource {
+                    bootstrap: &bootstrap_path,
+                    devices: &[&device],
+                    device_reads: DeviceReads::Buffered,
+                };
+                mounts::mount_erofs(&source, &target)?;
+                Ok(target)
+            }
+        }
+    }
+
+    fn show(&self, id: MountId, record: &MountRecord, slot: Arc<DeviceSlot>, tree: Option<Arc<Tree>>) {
+        let source = Arc::new(Source { slot, layout: record.key.layout });
+        self.parts.filesystem.show(id, LayerNode { source, device_bytes: record.device_bytes, tree });
+    }
+
+    /// Shows again what an earlier snapshotter had mounted, as far as it still is, and forgets the rest. Before the
+    /// session starts; `live` says that the FUSE mount outlived that snapshotter.
+    pub fn adopt(&self, live: bool) -> Result<(), LayerError> {
+        let mounted = mounts::mount_points_below(&self.parts.place.mount_points())?;
+        let mounted: HashSet<PathBuf> = mounted.into_iter().map(|mount| mount.path).collect();
+        let mut stale = Vec::new();
+        for (id, record) in self.parts.registry.records() {
+            if !live || !self.adopt_one(id, &record, &mounted) {
+                stale.push(id);
+            }
+        }
+        self.forget(&stale);
+        let pinned = self.slots.lock().keys().copied().collect();
+        self.pins.replace(pinned);
+        Ok(())
+    }
+
+    fn adopt_one(&self, id: MountId, record: &MountRecord, mounted: &HashSet<PathBuf>) -> bool {
+        let place = &self.parts.place;
+        let (path, tree) = match self.parts.driver {
+            Driver::Erofs => (place.mount_point(id), None),
+            Driver::Fuse => {
+                let bootstrap = fs::read(place.bootstrap(id)).ok();
+                let Some(tree) = bootstrap.and_then(|bytes| read_bootstrap(&bytes).ok()) else {
+                    return false;
+                };
+                (place.fuse().join(TREES).join(id.to_string()), Some(Arc::new(tree)))
+            }
+        };
+        if self.parts.driver == Driver::Erofs && !is_mounted(&path, mounted) {
+            return false;
+        }
+        self.show(id, record, self.slot(&record.layer), tree);
+        let entry = Entry(Mutex::new(Some(MountedAt { id, path })));
+        self.entries.lock().insert(record.key, Arc::new(entry));
+        self.parts.metrics.mounted_layers.inc();
+        true
+    }
+
+    /// Unmounts the layers that nothing needs: neither one of these layers, on one of these chains, nor somebody who
+    /// holds a [`Mounted`]. Blocks.
+    pub fn sweep(&self, used: &HashSet<(Sha256Digest, Sha256Digest)>) {
+        let layers: HashSet<_> = used.iter().map(|(layer, _)| *layer).collect();
+        let is_used = |key: &MountKey| match key.chain {
+            Some(chain) => used.contains(&(key.layer, chain)),
+            None => layers.contains(&key.layer),
+        };
+        let all: Vec<_> = self.entries.lock().iter().map(|(key, entry)| (*key, Arc::clone(entry))).collect();
+        let mut gone = Vec::new();
+        for (key, entry) in all {
+            if !is_used(&key) {
+                gone.extend(self.unmount(&key, &entry));
+            }
+        }
+        self.forget(&gone);
+        self.decided.lock().retain(|_, key| self.entries.lock().contains_key(key));
+        let mut slots = self.slots.lock();
+        slots.retain(|layer, slot| layers.contains(layer) || Arc::strong_count(slot) > 1);
+        self.pins.replace(slots.keys().copied().collect::<BTreeSet<_>>());
+    }
+
+    /// The mount's number when it is gone for good.
+    fn unmount(&self, key: &MountKey, entry: &Arc<Entry>) -> Option<MountId> {
+        /// The table's own and the caller's.
+        const IDLE_REFERENCES: usize = 2;
+        let mut state = entry.0.lock();
+        let mounted = state.as_ref()?;
+        if Arc::strong_count(entry) > IDLE_REFERENCES {
+            return None;
+        }
+        if self.parts.driver == Driver::Erofs
+            && let Err(error) = mounts::unmount(&mounted.path)
+        {
+            let cause = &error as &dyn std::error::Error;
+            tracing::debug!(layer = %key.layer, error = cause, "a layer stays mounted");
+            return None;
+        }
+        let id = mounted.id;
+        self.parts.filesystem.hide(id);
+        *state = None;
+        self.parts.metrics.mounted_layers.dec();
+        let mut entries = self.entries.lock();
+        if Arc::strong_count(entry) == IDLE_REFERENCES {
+            entries.remove(key);
+        }
+        Some(id)
+    }
+
+    /// Removes what belongs to mounts that are no more; what cannot be removed is tried again at the next start.
+    fn forget(&self, ids: &[MountId]) {
+        for id in ids {
+            self.parts.filesystem.hide(*id);
+            let _ = fs::remove_dir(self.parts.place.mount_point(*id));
+            let _ = fs::remove_file(self.parts.place.bootstrap(*id));
+        }
+        if let Err(error) = self.parts.registry.forget(ids) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "mounts that are gone stay registered");
+        }
+    }
+
+    /// Opens every open device anew: the peer has restarted and may have other files.
+    pub async fn refresh(&self) {
+        let open: Vec<_> =
+            self.slots.lock().values().filter(|slot| slot.ready().is_some()).cloned().collect();
+        for slot in open {
+            let deadline = Instant::now() + REFRESH_DEADLINE;
+            if let Err(error) = slot.reopen(&self.parts.peer, deadline).await {
+                let cause = &error as &dyn std::error::Error;
+                tracing::warn!(layer = %slot.layer.digest, error = cause, "a layer is not opened anew");
+            }
+        }
+    }
+
+    /// What the layer takes on this node's disk, in bytes, as far as it is known without asking the peer.
+    pub fn stored_bytes(&self, layer: Sha256Digest) -> u64 {
+        let device = self.slots.lock().get(&layer).and_then(|slot| slot.ready());
+        device.and_then(|device| device.stored_bytes().ok()).unwrap_or(0)
+    }
+
+    fn slot_of(&self, layer: &ChainLayer) -> Option<Arc<DeviceSlot>> {
+        match layer {
+            ChainLayer::Remote(remote) => Some(self.slot(&remote.layer)),
+            ChainLayer::Directory(_) => None,
+        }
+    }
+
+    fn slot(&self, layer: &LayerRef) -> Arc<DeviceSlot> {
+        let mut slots = self.slots.lock();
+        let slot = slots.entry(layer.digest).or_insert_with(|| Arc::new(DeviceSlot::new(layer.clone())));
+        Arc::clone(slot)
+    }
+}
+
+fn prepare(
+    remote: &RemoteLayer,
+    device: &Device,
+    index: &LayerIndex,
+    lowers: &[PathBuf],
+) -> Result<Prepared, LayerError> {
+    let layer = remote.layer.digest;
+    let mut tree = layer_tree(index).map_err(|source| LayerError::Read { layer, source })?;
+    let inherited = inherit(&mut tree, lowers).map_err(|source| LayerError::File { layer, source })?;
+    let bootstrap = write_bootstrap(&tree).map_err(|source| LayerError::Write { layer, source })?;
+    let chain = inherited.then_some(remote.chain_id);
+    let key = MountKey { layer, layout: device.layout, chain };
+    let record = MountRecord { key, layer: remote.layer.clone(), device_bytes: device.bytes() };
+    Ok(Prepared { record, bootstrap: bootstrap.bytes })
+}
+
+/// A crash leaves the whole file or none.
+fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let partial = path.with_extension("partial");
+    fs::write(&partial, bytes)?;
+    fs::rename(&partial, path)
+}
+
+fn is_mounted(path: &Path, mounted: &HashSet<PathBuf>) -> bool {
+    mounted.contains(path) || path.canonicalize().is_ok_and(|path| mounted.contains(&path))
+}

@@ -1,0 +1,102 @@
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// From a hit on the swarm's next machine to the read deadline, in seconds.
+const MISS_BUCKETS: [f64; 14] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+
+/// What the snapshotter counts; clones count together.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    pub prepares: Family<PrepareLabels, Counter>,
+    pub reads: Family<ReadLabels, Counter>,
+    pub miss_seconds: Histogram,
+    pub mounted_layers: Gauge,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PrepareLabels {
+    pub outcome: PrepareOutcome,
+}
+
+/// How a Prepare with `containerd.io/snapshot.ref` ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum PrepareOutcome {
+    /// The peer supplies the layer.
+    Lazy,
+    /// containerd downloads it: no image of the content store has it, or nothing tells its registry.
+    UnknownImage,
+    /// containerd downloads it: its content store did not answer.
+    ContentStore,
+    /// containerd downloads it: not a tar layer.
+    MediaType,
+    /// containerd downloads it: the peer does not answer.
+    PeerUnavailable,
+    /// containerd downloads it: the peer has no credentials for the registry.
+    Unauthorized,
+    /// containerd downloads it: the peer cannot supply it for another reason.
+    PeerRefused,
+    /// An error: the layer is not what its digest says.
+    Corrupt,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReadLabels {
+    pub result: ReadResult,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum ReadResult {
+    /// All of it was there.
+    Hit,
+    /// Some of it had to be fetched.
+    Miss,
+    /// A miss that ended as EIO.
+    Failed,
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        Self {
+            prepares: Family::default(),
+            reads: Family::default(),
+            miss_seconds: Histogram::new(MISS_BUCKETS),
+            mounted_layers: Gauge::default(),
+        }
+    }
+
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("prepares", "Prepares of image layers by how they ended", self.prepares.clone());
+        registry.register("reads", "Reads of layer devices by result", self.reads.clone());
+        registry.register(
+            "read_miss_seconds",
+            "Time to answer a read of missing data",
+            self.miss_seconds.clone(),
+        );
+        registry.register("mounted_layers", "Layers mounted now", self.mounted_layers.clone());
+    }
+
+    pub fn prepared(&self, outcome: PrepareOutcome) {
+        self.prepares.get_or_create(&PrepareLabels { outcome }).inc();
+    }
+
+    pub fn read(&self, result: ReadResult) {
+        self.reads.get_or_create(&ReadLabels { result }).inc();
+    }
+
+    pub fn missed(&self, after: Duration) {
+        self.miss_seconds.observe(after.as_secs_f64());
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
