@@ -3,6 +3,7 @@
 //! Used by the demo, the benches and the end-to-end tests. Everything here blocks: it waits for
 //! processes, mounts and files; what needs a runtime ([`rig::counter`], [`rig::client`]) has its own.
 
+pub mod bench;
 pub mod demo;
 pub mod measure;
 pub mod rig;

@@ -4,17 +4,22 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use d7y_bench::bench::{cold_start, warm};
 use d7y_bench::demo;
 
 #[derive(Parser, Debug)]
 #[command(about = "Starts d7y clusters on this machine and measures them")]
 enum Command {
     Demo(demo::Options),
+    ColdStart(cold_start::Options),
+    Warm(warm::Options),
 }
 
 fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Demo(options) => demo::run(&options),
+        Command::ColdStart(options) => cold_start::run(&options),
+        Command::Warm(options) => warm::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

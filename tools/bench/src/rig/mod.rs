@@ -22,3 +22,4 @@ pub mod node;
 pub mod places;
 pub mod registry;
 pub mod service;
+pub mod usage;
