@@ -313,7 +313,10 @@ fn describe(node: &mut Node, entry: Entry, at: Path<'_>) -> Result<(), LayerErro
     }
     node.mode = if matches!(node.kind, NodeKind::Symlink(_)) { 0o777 } else { entry.mode };
     (node.uid, node.gid, node.mtime) = (entry.uid, entry.gid, entry.mtime);
-    node.xattrs = entry.xattrs.into_iter().filter(|(name, _)| is_representable(name)).collect();
+    // Linux keeps `user.*` on files and directories only, and containerd skips it on others.
+    let user_too = matches!(node.kind, NodeKind::Regular { .. } | NodeKind::Directory { .. });
+    let kept = |name: &[u8]| is_representable(name) && (user_too || !name.starts_with(b"user."));
+    node.xattrs = entry.xattrs.into_iter().filter(|(name, _)| kept(name)).collect();
     for (name, _) in &mut node.xattrs {
         if let Some(rest) = name.strip_prefix(OVERLAY_XATTR_PREFIX) {
             *name = [ESCAPED_XATTR_PREFIX, rest].concat();

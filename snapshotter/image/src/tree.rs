@@ -11,6 +11,7 @@ pub(crate) const OPAQUE_XATTR: &[u8] = b"trusted.overlay.opaque";
 /// Where overlayfs keeps its own attributes.
 pub(crate) const OVERLAY_XATTR_PREFIX: &[u8] = b"trusted.overlay.";
 const IMPLIED_MODE: u16 = 0o755;
+const SET_GROUP_ID: u16 = 0o2000;
 
 /// Permission bits and set-user-id, set-group-id, sticky: what `Node::mode` may hold.
 pub const MODE_MASK: u16 = 0o7777;
@@ -253,12 +254,22 @@ impl Tree {
 
     /// Gives each implied directory the attributes of the nearest layer below that names it: mode, owner, time
     /// and extended attributes, as if the layers had been unpacked over one another. Whiteouts and opaque
-    /// directories on the way end the search; what is found nowhere keeps 0755, root and time 0.
+    /// directories on the way end the search. What is found nowhere keeps 0755, root and time 0, but takes group
+    /// and set-group-id bit from a parent that has the bit, as `mkdir` does.
     ///
-    /// `lowers` begins with the layer directly below this one (the order of overlayfs's `lowerdir`).
+    /// `lowers` begins with the layer directly below this one (the order of overlayfs's `lowerdir`); the lowest
+    /// layer has none.
     pub fn inherit_implied(&mut self, lowers: &[&Tree]) {
-        for (id, path) in self.implied_directories() {
-            let Some(found) = path.and_then(|path| lowers_attributes(lowers, &path)) else { continue };
+        for Implied { id, parent, path } in self.implied_directories() {
+            let found = path.and_then(|path| lowers_attributes(lowers, &path));
+            let Some(found) = found else {
+                let (mode, gid) = (self.node(parent).mode, self.node(parent).gid);
+                if mode & SET_GROUP_ID != 0 {
+                    let node = self.node_mut(id);
+                    (node.mode, node.gid) = (node.mode | SET_GROUP_ID, gid);
+                }
+                continue;
+            };
             let node = self.node_mut(id);
             let own = std::mem::take(&mut node.xattrs);
             let of_overlay = |(name, _): &(Vec<u8>, Vec<u8>)| name.starts_with(OVERLAY_XATTR_PREFIX);
@@ -268,23 +279,31 @@ impl Tree {
         }
     }
 
-    /// Implied directories with their paths; without where an opaque directory above cuts them off.
-    fn implied_directories(&self) -> Vec<(NodeId, Option<Vec<u8>>)> {
+    /// Implied directories, parents first.
+    fn implied_directories(&self) -> Vec<Implied> {
         let mut found = Vec::new();
-        let mut open = vec![(NodeId::ROOT, Some(Vec::new()))];
-        while let Some((id, path)) = open.pop() {
-            let NodeKind::Directory { children, implied } = &self.node(id).kind else { continue };
-            let below = path.as_ref().filter(|_| !self.node(id).is_opaque());
+        let mut open = vec![Implied { id: NodeId::ROOT, parent: NodeId::ROOT, path: Some(Vec::new()) }];
+        while let Some(here) = open.pop() {
+            let NodeKind::Directory { children, implied } = &self.node(here.id).kind else { continue };
+            let below = here.path.as_ref().filter(|_| !self.node(here.id).is_opaque());
             for (name, child) in children.iter().filter(|(_, child)| self.node(**child).is_directory()) {
                 let path = below.map(|path| [path.as_slice(), name.as_slice()].join(&b'/'));
-                open.push((*child, path));
+                open.push(Implied { id: *child, parent: here.id, path });
             }
             if *implied {
-                found.push((id, path));
+                found.push(here);
             }
         }
         found
     }
+}
+
+/// A directory that only its content proves.
+struct Implied {
+    id: NodeId,
+    parent: NodeId,
+    /// None where an opaque directory cuts it off from the layers below.
+    path: Option<Vec<u8>>,
 }
 
 /// Two trees are equal when they hold the same names, attributes and hard links. Node ids and nids do not count.
@@ -404,7 +423,7 @@ mod tests {
 
     #[test]
     fn implied_directories_inherit_from_the_nearest_layer_that_names_them() {
-        let cases: [(&str, &[&str], u16); 14] = [
+        let cases: [(&str, &[&str], u16); 17] = [
             ("a/?", &[], 0o755),
             ("a/?", &["a/=700"], 0o700),
             ("a/?", &["b/", "a/=711"], 0o711),
@@ -419,6 +438,9 @@ mod tests {
             ("x/ x/a/?", &["x/?! x/a/=711", "x/ x/a/=700"], 0o711),
             ("x/ x/a/?", &["x/? x/a/?!", "x/ x/a/=700"], 0o700),
             ("x/ x/a/?", &["x", "x/ x/a/=700"], 0o755),
+            ("x/=2775 x/a/?", &[], 0o2755),
+            ("x/=2775 x/a/?", &["x/ x/a/=700"], 0o700),
+            ("x/? x/a/?", &["x/=2700"], 0o2755),
         ];
         for (upper, lowers, expected) in cases {
             let mut upper_tree = tree(upper);

@@ -2,12 +2,17 @@
 
 mod fixture;
 mod mount;
+mod trees;
 
-use fixture::{Item, build_with, tar};
-use mount::{Mounted, compare_with_tree, fsck};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
-use d7y_image::BuildOptions;
+use d7y_image::{BuildOptions, layer_tree, write_bootstrap};
 use d7y_types::Compression;
+use fixture::{Built, Item, build, build_with, tar};
+use mount::{Mounted, compare_with_tree, fsck, is_root};
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::TestRunner;
 
 /// `cap_net_raw=ep`, version 2.
 const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -60,12 +65,63 @@ fn noise(bytes: usize) -> Vec<u8> {
     .collect()
 }
 
+fn judge(built: &Built) {
+    let (bootstrap, device) = (&built.index.bootstrap, &built.store.device);
+    fsck(bootstrap, device);
+    if is_root() {
+        let mounted = Mounted::erofs(bootstrap, device);
+        let tree = layer_tree(&built.index).expect("what is built can be read");
+        compare_with_tree(&tree, device, mounted.path());
+    }
+}
+
 #[test]
 fn the_kernel_shows_what_the_tar_holds() {
     for compression in [Compression::Gzip, Compression::Zstd, Compression::None] {
-        let built = build_with(&tar(&every_kind()), compression, &BuildOptions::default()).unwrap();
-        fsck(&built);
-        let Some(mounted) = Mounted::new(&built) else { return };
-        compare_with_tree(&built, &mounted.path());
+        judge(&build_with(&tar(&every_kind()), compression, &BuildOptions::default()).unwrap());
+    }
+}
+
+#[test]
+fn the_kernel_shows_what_is_large() {
+    let mut items: Vec<Item> = (0..65_536).map(|n| Item::file(format!("many/{n}"), "")).collect();
+    items.push(
+        Item::file("capable", "x").xattr("user.a", vec![b'a'; 60_000]).xattr("trusted.b", vec![b'b'; 60_000]),
+    );
+    let map = format!("0,2,{},3", (3u64 << 40) - 3);
+    items.push(
+        Item::file("sparse", "abcde")
+            .pax("GNU.sparse.size", (3u64 << 40).to_string())
+            .pax("GNU.sparse.map", map),
+    );
+    items.push(Item::file("after the sparse one", "content"));
+    let built = build(&tar(&items)).unwrap();
+    judge(&built);
+    if is_root() {
+        let mounted = Mounted::erofs(&built.index.bootstrap, &built.store.device);
+        let sparse = File::open(mounted.path().join("sparse")).unwrap();
+        let mut end = [1; 8];
+        sparse.read_exact_at(&mut end, (3 << 40) - 8).unwrap();
+        assert_eq!(&end, b"\0\0\0\0\0cde");
+    }
+}
+
+#[test]
+fn the_kernel_shows_a_layer_without_entries() {
+    judge(&build(&tar(&[])).unwrap());
+}
+
+#[test]
+fn the_kernel_shows_random_trees() {
+    let device = tempfile::tempfile().unwrap();
+    device.write_all_at(&noise(trees::DEVICE_BYTES as usize), 0).unwrap();
+    let mut runner = TestRunner::deterministic();
+    for steps in [5, 20, 60, 150, 300].repeat(4) {
+        let tree = trees::any_tree(steps).new_tree(&mut runner).unwrap().current();
+        let bootstrap = write_bootstrap(&tree).unwrap().bytes;
+        fsck(&bootstrap, &device);
+        if is_root() {
+            compare_with_tree(&tree, &device, Mounted::erofs(&bootstrap, &device).path());
+        }
     }
 }

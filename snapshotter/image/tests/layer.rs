@@ -102,7 +102,7 @@ fn attributes_arrive_and_overlayfs_marks_are_escaped() {
         Item::dir("d").mode(0o1777).owner(1, 70_000).mtime("-1.5").xattr("user.k", "v"),
         Item::file("f", "x").mode(0o106_755).owner(4_000_000_000, 2).mtime("12.000000001"),
         Item::hardlink("g", "f").mode(0).owner(9, 9),
-        Item::symlink("l", "f").mode(0),
+        Item::symlink("l", "f").mode(0).xattr("user.gone", "v").xattr("trusted.kept", "v"),
         Item::dir("o").xattr("trusted.overlay.opaque", "y").xattr("com.apple.quarantine", "z"),
         Item::dir("o").xattr("trusted.overlay.overlay.opaque", "y"),
         Item::file(".wh.w", "").owner(5, 6).mtime("7"),
@@ -116,6 +116,7 @@ fn attributes_arrive_and_overlayfs_marks_are_escaped() {
     assert_eq!(plain("f"), (0o6755, 4_000_000_000, 2, (12, 1), 2));
     assert_eq!(node("g"), node("f"));
     assert_eq!(node("l").mode, 0o777);
+    assert_eq!(node("l").xattrs, [(b"trusted.kept".to_vec(), b"v".to_vec())]);
     assert_eq!(node("o").xattrs, [(b"trusted.overlay.overlay.overlay.opaque".to_vec(), b"y".to_vec())]);
     assert!(!node("o").is_opaque());
     assert_eq!(plain("w"), (0, 5, 6, (7, 0), 1));

@@ -312,18 +312,16 @@ impl<R: Read> TarReader<R> {
         Ok(text)
     }
 
+    /// Goes to the next header. An archive may end within the padding of its last file, as it may before its end.
     fn skip_content(&mut self) -> Result<(), TarError> {
         self.extents = Vec::new().into_iter();
         self.extent_left = 0;
-        let bytes = self.stored_left.saturating_add(self.padding);
-        (self.stored_left, self.padding) = (0, 0);
+        let content = std::mem::take(&mut self.stored_left);
+        let bytes = content.saturating_add(std::mem::take(&mut self.padding));
         let skipped = std::io::copy(&mut (&mut self.input).take(bytes), &mut std::io::sink());
         let skipped = skipped.map_err(TarError::Io)?;
         self.offset += skipped;
-        if skipped < bytes {
-            return Err(TarError::CutShort { offset: self.entry_offset });
-        }
-        Ok(())
+        if skipped < content { Err(TarError::CutShort { offset: self.entry_offset }) } else { Ok(()) }
     }
 
     fn fill(&mut self, out: &mut [u8]) -> Result<(), TarError> {

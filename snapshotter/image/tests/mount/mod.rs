@@ -1,97 +1,93 @@
-//! Mounts a built layer with the kernel's EROFS and compares it with the tree that the index describes.
+//! Mounts bootstraps with the kernel's EROFS and compares them with the trees that they describe.
+#![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(clippy::unwrap_used, reason = "a failure here fails the test")]
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use d7y_image::{NodeId, NodeKind, Tree, layer_tree};
+use d7y_image::{NodeId, NodeKind, Tree};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::fixture::Built;
-
-/// Bootstrap and device as files.
-pub struct Files {
-    directory: tempfile::TempDir,
+/// The mount option, or the argument, that names a device. The file may have no name of its own.
+fn device_option(device: &File) -> String {
+    format!("device=/proc/{}/fd/{}", std::process::id(), device.as_raw_fd())
 }
 
-impl Files {
-    pub fn new(built: &Built) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join("bootstrap"), &built.index.bootstrap).unwrap();
-        let mut device = fs::File::create(directory.path().join("device")).unwrap();
-        let mut source = &built.store.device;
-        std::io::Seek::seek(&mut source, std::io::SeekFrom::Start(0)).unwrap();
-        // The largest device of a test is sparse; only its length is copied then.
-        if built.index.device_bytes() < 1 << 30 {
-            std::io::copy(&mut source, &mut device).unwrap();
-        }
-        device.set_len(built.index.device_bytes().max(4096)).unwrap();
-        Self { directory }
-    }
-
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-}
-
+/// A mount that goes away with its value.
 pub struct Mounted {
-    files: Files,
+    path: PathBuf,
+    /// What it is made of, when that is its own.
+    _files: Option<tempfile::TempDir>,
 }
 
 impl Mounted {
-    /// `None`, and a line that says so, without root.
-    pub fn new(built: &Built) -> Option<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            eprintln!(
-                "SKIPPED for want of root: mounting {} with the kernel",
-                std::thread::current().name()?
-            );
-            return None;
-        }
-        let files = Files::new(built);
-        fs::create_dir(files.path("mnt")).unwrap();
-        let data = format!("device={}", files.path("device").display());
-        let flags = MsFlags::MS_RDONLY;
-        mount(Some(&files.path("bootstrap")), &files.path("mnt"), Some("erofs"), flags, Some(data.as_str()))
+    /// The kernel's EROFS, the device a plain file. Callers have asked `is_root`.
+    pub fn erofs(bootstrap: &[u8], device: &File) -> Self {
+        let files = tempfile::tempdir().unwrap();
+        let (image, path) = (files.path().join("bootstrap"), files.path().join("mnt"));
+        fs::write(&image, bootstrap).unwrap();
+        fs::create_dir(&path).unwrap();
+        let data = device_option(device);
+        mount(Some(&image), &path, Some("erofs"), MsFlags::MS_RDONLY, Some(data.as_str()))
             .expect("the kernel mounts the bootstrap");
-        Some(Self { files })
+        Self { path, _files: Some(files) }
     }
 
-    pub fn path(&self) -> PathBuf {
-        self.files.path("mnt")
+    /// Layers over one another; the first is the uppermost.
+    pub fn overlay(layers: &[Self], path: PathBuf) -> Self {
+        let lowers: Vec<String> = layers.iter().map(|layer| layer.path.display().to_string()).collect();
+        let data = format!("lowerdir={}", lowers.join(":"));
+        mount(Some("overlay"), &path, Some("overlay"), MsFlags::MS_RDONLY, Some(data.as_str()))
+            .expect("the kernel stacks the layers");
+        Self { path, _files: None }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        umount2(&self.path(), MntFlags::MNT_DETACH).expect("the test's own mount goes away");
+        umount2(&self.path, MntFlags::MNT_DETACH).expect("the test's own mount goes away");
     }
 }
 
-/// Checks the bootstrap with erofs-utils, where they are installed.
-pub fn fsck(built: &Built) {
-    let files = Files::new(built);
-    let device = format!("--device={}", files.path("device").display());
-    match Command::new("fsck.erofs").arg(device).arg(files.path("bootstrap")).output() {
+/// False, and a line that names the test, without root.
+pub fn is_root() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        eprintln!("SKIPPED for want of root: {}", std::thread::current().name().unwrap_or("a test"));
+    }
+    root
+}
+
+/// Checks an image with erofs-utils, where they are installed.
+pub fn fsck(bootstrap: &[u8], device: &File) {
+    let mut image = tempfile::NamedTempFile::new().unwrap();
+    image.write_all(bootstrap).unwrap();
+    let option = format!("--{}", device_option(device));
+    match Command::new("fsck.erofs").arg(option).arg(image.path()).output() {
         Ok(output) => assert!(output.status.success(), "fsck.erofs: {output:?}"),
         Err(error) => eprintln!("SKIPPED for want of fsck.erofs (erofs-utils): {error}"),
     }
 }
 
 /// Compares names, types, attributes, links and content, in both directions.
-pub fn compare_with_tree(built: &Built, root: &Path) {
-    let tree = layer_tree(&built.index).unwrap();
+pub fn compare_with_tree(tree: &Tree, device: &File, root: &Path) {
     let mut inodes = HashMap::new();
     let mut open = vec![(NodeId::ROOT, root.to_path_buf())];
     while let Some((id, path)) = open.pop() {
         let inode = fs::symlink_metadata(&path).unwrap().ino();
         assert_eq!(*inodes.entry(id).or_insert(inode), inode, "hard links of {path:?}");
-        compare_node(built, &tree, id, &path);
+        compare_node(tree, device, id, &path);
         let Some(children) = tree.children(id) else { continue };
         let mut listed: Vec<_> = fs::read_dir(&path)
             .unwrap()
@@ -105,7 +101,7 @@ pub fn compare_with_tree(built: &Built, root: &Path) {
     assert_eq!(distinct.len(), inodes.len(), "different nodes have different inodes");
 }
 
-fn compare_node(built: &Built, tree: &Tree, id: NodeId, path: &Path) {
+fn compare_node(tree: &Tree, device: &File, id: NodeId, path: &Path) {
     let (node, found) = (tree.node(id), fs::symlink_metadata(path).unwrap());
     let kind = found.file_type();
     let matches = match &node.kind {
@@ -113,7 +109,7 @@ fn compare_node(built: &Built, tree: &Tree, id: NodeId, path: &Path) {
         NodeKind::Regular { device_offset, size } => {
             kind.is_file()
                 && found.len() == *size
-                && (*size > 1 << 30 || fs::read(path).unwrap() == built.store.read(*device_offset, *size))
+                && (*size > 1 << 30 || fs::read(path).unwrap() == read(device, *device_offset, *size))
         }
         NodeKind::Symlink(target) => fs::read_link(path).unwrap().as_os_str().as_bytes() == target,
         NodeKind::CharDevice(number) => kind.is_char_device() && encode_device(found.rdev()) == *number,
@@ -126,7 +122,15 @@ fn compare_node(built: &Built, tree: &Tree, id: NodeId, path: &Path) {
     assert_eq!((found.uid(), found.gid()), (node.uid, node.gid), "owner of {path:?}");
     assert_eq!((found.mtime(), found.mtime_nsec()), (node.mtime.0, node.mtime.1.into()), "time of {path:?}");
     assert_eq!(found.nlink(), u64::from(node.nlink), "links of {path:?}");
-    compare_xattrs(&node.xattrs, path);
+    if kind.is_file() || kind.is_dir() {
+        compare_xattrs(&node.xattrs, path);
+    }
+}
+
+fn read(device: &File, offset: u64, bytes: u64) -> Vec<u8> {
+    let mut out = vec![0; bytes as usize];
+    device.read_exact_at(&mut out, offset).unwrap();
+    out
 }
 
 fn encode_device(number: u64) -> u32 {
@@ -135,14 +139,19 @@ fn encode_device(number: u64) -> u32 {
 }
 
 fn compare_xattrs(expected: &[(Vec<u8>, Vec<u8>)], path: &Path) {
+    let mut expected = expected.to_vec();
+    expected.sort();
+    assert_eq!(xattrs(path), expected, "extended attributes of {path:?}");
+}
+
+/// Sorted names and values.
+pub fn xattrs(path: &Path) -> Vec<(Vec<u8>, Vec<u8>)> {
     let mut names = vec![0; 1 << 16];
     let length = rustix::fs::llistxattr(path, &mut names).unwrap();
     let listed = names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty());
     let mut found: Vec<_> = listed.map(|name| (name.to_vec(), xattr(path, name))).collect();
-    let mut expected = expected.to_vec();
     found.sort();
-    expected.sort();
-    assert_eq!(found, expected, "extended attributes of {path:?}");
+    found
 }
 
 fn xattr(path: &Path, name: &[u8]) -> Vec<u8> {
