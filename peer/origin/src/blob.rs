@@ -64,7 +64,7 @@ impl BlobStream {
     }
 
     /// The next bytes, never empty; none after the last one or after an error. May be dropped while it waits and called
-    /// again: nothing is lost.
+    /// again: nothing is lost, and the limits go on counting.
     ///
     /// # Errors
     /// Only what retrying did not or could not mend.
@@ -86,7 +86,10 @@ impl BlobStream {
                 Ok(bytes) => return Ok(bytes),
                 Err(error @ OriginError::TooLong { .. }) => return Err(error),
                 Err(_) if self.position == self.layer.size => return Ok(None),
-                Err(error) => self.reroute(error).await?,
+                Err(error) => {
+                    self.state = State::Disconnected;
+                    self.route.after(error)?;
+                }
             }
         }
     }
@@ -94,19 +97,19 @@ impl BlobStream {
     /// Asks for the rest of the blob until a body is there to be read.
     async fn connect(&mut self) -> Result<(), OriginError> {
         while matches!(self.state, State::Disconnected) {
-            match self.request().await {
+            let (endpoint, patience) = self.route.next().await?;
+            let target = Target { endpoint, repository: &self.layer.repository };
+            let blob = BlobAsk { digest: self.layer.digest, want: Want::From(self.position) };
+            let outcome = self.fetcher.blob(target, blob, patience).await;
+            match outcome.and_then(|reply| self.begin_body(reply)) {
                 Ok(state) => self.state = state,
-                Err(error) => self.reroute(error).await?,
+                Err(error) => self.route.after(error)?,
             }
         }
         Ok(())
     }
 
-    async fn request(&mut self) -> Result<State, OriginError> {
-        let (endpoint, patience) = self.route.next();
-        let target = Target { endpoint, repository: &self.layer.repository };
-        let blob = BlobAsk { digest: self.layer.digest, want: Want::From(self.position) };
-        let reply = self.fetcher.blob(target, blob, patience).await?;
+    fn begin_body(&mut self, reply: Reply) -> Result<State, OriginError> {
         let start = self.check_head(&reply)?;
         let skip = self.position - start;
         self.skippable = self.skippable.checked_sub(skip).ok_or_else(|| OriginError::Protocol {
@@ -178,11 +181,6 @@ impl BlobStream {
             }
             return Ok(Some(bytes));
         }
-    }
-
-    async fn reroute(&mut self, error: OriginError) -> Result<(), OriginError> {
-        self.state = State::Disconnected;
-        self.route.after(error).await
     }
 }
 

@@ -49,7 +49,7 @@ pub struct RegistryConfig {
     /// Default: `http` for loopback hosts, `https` for all others.
     #[serde(default)]
     pub scheme: Option<Scheme>,
-    /// PEM file of certificate authorities trusted besides the system's, for the registry, for its token service and
+    /// PEM file of certificate authorities, or of the registry's own certificate, trusted besides the system's, for the registry, for its token service and
     /// for the storage that it redirects to.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
@@ -210,5 +210,60 @@ mod human {
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         let text = String::deserialize(deserializer)?;
         humantime::parse_duration(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Origin;
+
+    #[test]
+    fn keys_defaults_and_unknown_keys() {
+        let parse = |text: &str| serde_json::from_str::<OriginConfig>(text);
+        assert_eq!(parse("{}").unwrap(), OriginConfig::default());
+        let text = r#"{"registries":[{"host":"a:5000","scheme":"http","mirrors":["b"]}],"dockerConfig":"c",
+            "credentialHelperEnv":["D"],"timeouts":{"noProgress":"3m"},"retry":{"maxRetryAfter":"1s"},
+            "maxConnectionsPerHost":3}"#;
+        let config = parse(text).unwrap();
+        assert_eq!(config.timeouts.no_progress, Duration::from_secs(180));
+        assert_eq!(config.timeouts.idle, Timeouts::default().idle);
+        assert_eq!(parse(&serde_json::to_string(&config).unwrap()).unwrap(), config);
+        let bad = [
+            r#"{"registry":[]}"#,
+            r#"{"registries":[{}]}"#,
+            r#"{"registries":[{"host":"a","insecure":true}]}"#,
+            r#"{"registries":[{"host":"a","scheme":"ftp"}]}"#,
+            r#"{"timeouts":{"idle":5}}"#,
+            r#"{"timeouts":{"idle":"soon"}}"#,
+            r#"{"retry":{"attempts":0}}"#,
+            r#"{"maxConnectionsPerHost":0}"#,
+        ];
+        for text in bad {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn all_faults_are_reported_together() {
+        let entry = |host: &str| RegistryConfig::new(host);
+        let config = OriginConfig {
+            registries: vec![
+                entry("https://a/v2"),
+                entry("b"),
+                entry("B"),
+                RegistryConfig { ca_file: Some("/nonexistent/ca.pem".into()), ..entry("c") },
+                RegistryConfig { ca_file: Some("/dev/null".into()), ..entry("d") },
+                RegistryConfig { mirrors: vec!["e f".into()], ..entry("g") },
+            ],
+            timeouts: Timeouts { idle: Duration::ZERO, ..Timeouts::default() },
+            ..OriginConfig::default()
+        };
+        let text = Origin::new(config).unwrap_err().to_string();
+        for part in
+            ["https://a/v2", "B has two", "/nonexistent/ca.pem", "/dev/null", "\"e f\"", "timeouts.idle"]
+        {
+            assert!(text.contains(part), "{part} is not in: {text}");
+        }
     }
 }

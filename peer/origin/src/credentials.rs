@@ -215,5 +215,4 @@ fn server_name(registry: &str) -> &str {
 }
 
 #[cfg(test)]
-#[path = "credentials_tests.rs"]
 mod tests;

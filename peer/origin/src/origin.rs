@@ -64,12 +64,12 @@ impl Origin {
     pub async fn probe(&self, layer: &LayerRef) -> Result<(), OriginError> {
         let mut route = self.route(layer)?;
         loop {
-            let (endpoint, patience) = route.next();
+            let (endpoint, patience) = route.next().await?;
             let target = Target { endpoint, repository: &layer.repository };
             let blob = BlobAsk { digest: layer.digest, want: Want::Head };
             match self.fetcher.blob(target, blob, patience).await {
                 Ok(_) => return Ok(()),
-                Err(error) => route.after(error).await?,
+                Err(error) => route.after(error)?,
             }
         }
     }

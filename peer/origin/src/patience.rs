@@ -48,10 +48,8 @@ impl Patience {
     ) -> Result<T, OriginError> {
         let left = self.no_progress.saturating_sub(self.waited);
         let (limit, wait) = if left < limit { (left, Wait::Progress) } else { (limit, wait) };
-        let start = Instant::now();
-        let outcome = timeout(limit, work).await;
-        self.waited += start.elapsed();
-        outcome.map_err(|_| OriginError::Timeout { host: host.to_owned(), wait })
+        let _watch = Stopwatch::start(&mut self.waited);
+        timeout(limit, work).await.map_err(|_| OriginError::Timeout { host: host.to_owned(), wait })
     }
 
     /// Bytes came, be they new or such as are skipped: the host is alive.
@@ -72,28 +70,56 @@ impl Patience {
         }
     }
 
-    /// How long to wait before the next attempt after `error`; none when there should be no further one. `jitter` is
-    /// in `0.0..1.0`.
-    pub fn next_delay(&mut self, error: &OriginError, jitter: f64) -> Option<Duration> {
+    /// Before each attempt. Counted here and not at its failure: a reader may drop it half-way, and come again.
+    pub fn begin(&mut self, host: &str) -> Result<(), OriginError> {
+        if self.is_spent() {
+            return Err(OriginError::Timeout { host: host.to_owned(), wait: Wait::Progress });
+        }
         self.attempts += 1;
         self.reconnects += 1;
-        if !error.is_transient()
-            || self.attempts >= self.retry.attempts.get()
-            || self.reconnects >= MAX_RECONNECTS
-        {
+        Ok(())
+    }
+
+    /// How long to wait before the next attempt after one that failed with `error`; none when there should be no
+    /// further one. `jitter` is in `0.0..1.0`.
+    pub fn next_delay(&self, error: &OriginError, jitter: f64) -> Option<Duration> {
+        if !error.is_transient() || self.is_spent() {
             return None;
         }
-        let doublings = (self.attempts - 1).min(16);
+        let doublings = self.attempts.saturating_sub(1).min(16);
         let backoff = self.retry.initial_delay.saturating_mul(1 << doublings).min(self.retry.max_delay);
         let asked = error.retry_after().unwrap_or_default().min(self.retry.max_retry_after);
         let delay = backoff.mul_f64(0.5 + jitter / 2.0).max(asked);
         (self.waited + delay < self.no_progress).then_some(delay)
     }
 
-    /// Sleeps for what [`Self::next_delay`] said.
-    pub async fn rest(&mut self, delay: Duration) {
-        tokio::time::sleep(delay).await;
-        self.waited += delay;
+    /// Waits for the time of the next attempt.
+    pub async fn rest_until(&mut self, time: Instant) {
+        let _watch = Stopwatch::start(&mut self.waited);
+        tokio::time::sleep_until(time).await;
+    }
+
+    fn is_spent(&self) -> bool {
+        self.attempts >= self.retry.attempts.get() || self.reconnects >= MAX_RECONNECTS
+    }
+}
+
+/// Adds the time for which it lived, also when the future around it is dropped: a reader that comes again and again for
+/// a moment must not wait for ever.
+pub(crate) struct Stopwatch<'a> {
+    total: &'a mut Duration,
+    start: Instant,
+}
+
+impl<'a> Stopwatch<'a> {
+    pub fn start(total: &'a mut Duration) -> Self {
+        Self { total, start: Instant::now() }
+    }
+}
+
+impl Drop for Stopwatch<'_> {
+    fn drop(&mut self) {
+        *self.total += self.start.elapsed();
     }
 }
 
@@ -118,9 +144,12 @@ mod tests {
     #[test]
     fn delays_double_to_a_limit_and_attempts_end() {
         let mut patience = patience();
-        let delays: Vec<_> = std::iter::from_fn(|| patience.next_delay(&refused(500, None), 1.0))
-            .map(|d| d.as_millis())
-            .collect();
+        let delays: Vec<_> = std::iter::from_fn(|| {
+            patience.begin("registry.example").ok()?;
+            patience.next_delay(&refused(500, None), 1.0)
+        })
+        .map(|delay| delay.as_millis())
+        .collect();
         assert_eq!(delays, [200, 400, 800, 1600, 3200]);
     }
 
@@ -133,7 +162,9 @@ mod tests {
             (refused(404, None), 0.0, None),
         ];
         for (error, jitter, expected_ms) in cases {
-            let delay = patience().next_delay(&error, jitter).map(|delay| delay.as_millis());
+            let mut patience = patience();
+            patience.begin("registry.example").unwrap();
+            let delay = patience.next_delay(&error, jitter).map(|delay| delay.as_millis());
             assert_eq!(delay, expected_ms, "{error}");
         }
     }
@@ -142,8 +173,8 @@ mod tests {
     fn only_real_progress_buys_new_attempts_and_reconnects_stay_bounded() {
         let count = |bytes: u64| {
             let mut patience = patience();
-            let mut attempts = 1;
-            while patience.next_delay(&refused(500, None), 0.0).is_some() {
+            let mut attempts = 0;
+            while patience.begin("registry.example").is_ok() {
                 attempts += 1;
                 patience.advanced(bytes);
             }

@@ -1,11 +1,10 @@
 use std::collections::{BTreeMap, HashMap};
 
-use rustls::RootCertStore;
 use url::{Host, Url};
 
 use crate::config::{ConfigFault, OriginConfig, RegistryConfig, Scheme, Timeouts};
 use crate::error::OriginError;
-use crate::tls::{client_config, system_roots, with_ca_file};
+use crate::tls::Trust;
 use crate::transport::{HttpClient, http_client};
 
 /// RFC 1035, and a port.
@@ -56,16 +55,16 @@ pub(crate) struct Registries {
 impl Registries {
     pub fn new(config: &OriginConfig) -> Result<Self, Vec<ConfigFault>> {
         let mut faults = host_faults(&config.registries);
-        let roots = system_roots();
+        let trust = Trust::system();
         let mut with_own_ca = HashMap::new();
         for registry in &config.registries {
-            match own_client(registry, &roots, &config.timeouts) {
+            match own_client(registry, &trust, &config.timeouts) {
                 Ok(Some(client)) => drop(with_own_ca.insert(registry.host.to_ascii_lowercase(), client)),
                 Ok(None) => {}
                 Err(fault) => faults.push(fault),
             }
         }
-        let default_client = match client_config(roots) {
+        let default_client = match trust.client_config() {
             Ok(tls) => http_client(tls, &config.timeouts),
             Err(error) => {
                 faults.push(ConfigFault::Tls(error));
@@ -135,13 +134,14 @@ fn host_faults(registries: &[RegistryConfig]) -> Vec<ConfigFault> {
 
 fn own_client(
     registry: &RegistryConfig,
-    roots: &RootCertStore,
+    system: &Trust,
     timeouts: &Timeouts,
 ) -> Result<Option<HttpClient>, ConfigFault> {
     let Some(path) = &registry.ca_file else { return Ok(None) };
-    let roots = with_ca_file(roots, path)
+    let trust = system
+        .with_ca_file(path)
         .map_err(|source| ConfigFault::CaFile { host: registry.host.clone(), source })?;
-    let tls = client_config(roots).map_err(ConfigFault::Tls)?;
+    let tls = trust.client_config().map_err(ConfigFault::Tls)?;
     Ok(Some(http_client(tls, timeouts)))
 }
 

@@ -1,3 +1,5 @@
+use tokio::time::Instant;
+
 use crate::error::OriginError;
 use crate::patience::Patience;
 use crate::registry::Endpoint;
@@ -7,6 +9,8 @@ use crate::registry::Endpoint;
 pub(crate) struct Route {
     endpoints: Vec<Endpoint>,
     at: usize,
+    /// The registry is not asked before this time.
+    pause: Option<Instant>,
     pub patience: Patience,
 }
 
@@ -14,15 +18,27 @@ impl Route {
     /// `endpoints` is not empty.
     pub fn new(endpoints: Vec<Endpoint>, patience: Patience) -> Self {
         assert!(!endpoints.is_empty(), "the registry itself is always an endpoint");
-        Self { endpoints, at: 0, patience }
+        Self { endpoints, at: 0, pause: None, patience }
     }
 
-    pub fn next(&mut self) -> (&Endpoint, &mut Patience) {
-        (&self.endpoints[self.at], &mut self.patience)
+    /// Whom to ask now, after the pause that the last failure called for.
+    ///
+    /// # Errors
+    /// When too many attempts were begun and dropped.
+    pub async fn next(&mut self) -> Result<(&Endpoint, &mut Patience), OriginError> {
+        if let Some(time) = self.pause {
+            self.patience.rest_until(time).await;
+            self.pause = None;
+        }
+        let endpoint = &self.endpoints[self.at];
+        if self.at + 1 == self.endpoints.len() {
+            self.patience.begin(&endpoint.name)?;
+        }
+        Ok((endpoint, &mut self.patience))
     }
 
-    /// After a failure: on to the next endpoint at once, or to the last one again after a while, or no further.
-    pub async fn after(&mut self, error: OriginError) -> Result<(), OriginError> {
+    /// After a failure: on to the next endpoint at once, or to the last one again after a pause, or no further.
+    pub fn after(&mut self, error: OriginError) -> Result<(), OriginError> {
         let endpoint = self.endpoints[self.at].name.as_str();
         if self.at + 1 < self.endpoints.len() {
             tracing::debug!(endpoint, %error, "mirror failed, asking the next endpoint");
@@ -31,7 +47,7 @@ impl Route {
         }
         let Some(delay) = self.patience.next_delay(&error, rand::random()) else { return Err(error) };
         tracing::debug!(endpoint, %error, ?delay, "origin failed, asking again");
-        self.patience.rest(delay).await;
+        self.pause = Some(Instant::now() + delay);
         Ok(())
     }
 }

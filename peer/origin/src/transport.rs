@@ -20,7 +20,7 @@ use url::Url;
 
 use crate::config::Timeouts;
 use crate::error::{Cause, OriginError, Wait};
-use crate::patience::Patience;
+use crate::patience::{Patience, Stopwatch};
 use crate::stats::{Host, Hosts};
 
 /// Load balancers drop idle connections after a minute or more.
@@ -96,7 +96,7 @@ impl Transport {
             .await?
             .map_err(|error| unreachable_host(&name, error))?;
         let (head, incoming) = response.into_parts();
-        let body = Body { incoming, host, idle: self.timeouts.idle, _slot: slot };
+        let body = Body { incoming, host, idle: self.timeouts.idle, waited: Duration::ZERO, _slot: slot };
         Ok(Reply { host: name, status: head.status, headers: head.headers, body })
     }
 }
@@ -106,6 +106,8 @@ pub(crate) struct Body {
     incoming: Incoming,
     pub host: Arc<Host>,
     idle: Duration,
+    /// For the next bytes, so far.
+    waited: Duration,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -119,10 +121,12 @@ impl Body {
     /// The next bytes, never empty; none at the end.
     pub async fn chunk(&mut self, patience: &mut Patience) -> Result<Option<Bytes>, BodyFault> {
         loop {
-            let frame = patience
-                .run(&self.host.name, Wait::Body, self.idle, self.incoming.frame())
-                .await
-                .map_err(BodyFault::Stalled)?;
+            let left = self.idle.saturating_sub(self.waited);
+            let watch = Stopwatch::start(&mut self.waited);
+            let frame = patience.run(&self.host.name, Wait::Body, left, self.incoming.frame()).await;
+            drop(watch);
+            let frame = frame.map_err(BodyFault::Stalled)?;
+            self.waited = Duration::ZERO;
             let frame = match frame {
                 None => return Ok(None),
                 Some(Ok(frame)) => frame,
