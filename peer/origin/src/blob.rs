@@ -1,4 +1,5 @@
 use std::cmp::Ordering;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +35,8 @@ enum State {
         body: Body,
         /// What the body still has before [`BlobStream::position`], from a server that ignores ranges.
         skip: u64,
+        /// Where in the blob the body ends, as its head says; a server may send less than was asked for.
+        end: u64,
     },
     /// The end or an error was given out.
     Finished,
@@ -110,17 +113,17 @@ impl BlobStream {
     }
 
     fn begin_body(&mut self, reply: Reply) -> Result<State, OriginError> {
-        let start = self.check_head(&reply)?;
+        let Range { start, end } = self.check_head(&reply)?;
         let skip = self.position - start;
         self.skippable = self.skippable.checked_sub(skip).ok_or_else(|| OriginError::Protocol {
             host: reply.host.clone(),
             fault: ProtocolFault::IgnoresRange,
         })?;
-        Ok(State::Connected { body: reply.body, skip })
+        Ok(State::Connected { body: reply.body, skip, end })
     }
 
-    /// Where in the blob the body begins: at the position, or at 0 when the range was ignored.
-    fn check_head(&self, reply: &Reply) -> Result<u64, OriginError> {
+    /// The part of the blob that the body holds. It begins at the position, or at 0 when the range was ignored.
+    fn check_head(&self, reply: &Reply) -> Result<Range<u64>, OriginError> {
         let fault = |fault| OriginError::Protocol { host: reply.host.clone(), fault };
         let encoding = reply.headers.get(CONTENT_ENCODING).map(|value| value.as_bytes());
         if encoding.is_some_and(|encoding| !encoding.eq_ignore_ascii_case(b"identity")) {
@@ -130,10 +133,14 @@ impl BlobStream {
             let range = content_range(&reply.headers).ok_or_else(|| fault(ProtocolFault::ContentRange))?;
             self.check_size(reply, range.total)?;
             let fits = range.first == self.position && range.last < self.layer.size;
-            return if fits { Ok(range.first) } else { Err(fault(ProtocolFault::ContentRange)) };
+            return if fits {
+                Ok(range.first..range.last + 1)
+            } else {
+                Err(fault(ProtocolFault::ContentRange))
+            };
         }
         self.check_size(reply, content_length(&reply.headers))?;
-        Ok(0)
+        Ok(0..self.layer.size)
     }
 
     fn check_size(&self, reply: &Reply, claimed: Option<u64>) -> Result<(), OriginError> {
@@ -150,7 +157,7 @@ impl BlobStream {
 
     /// The next new bytes of the present body; none at the end of the blob.
     async fn read(&mut self) -> Result<Option<Bytes>, OriginError> {
-        let State::Connected { body, skip } = &mut self.state else { return Ok(None) };
+        let State::Connected { body, skip, end } = &mut self.state else { return Ok(None) };
         let patience = &mut self.route.patience;
         let (expected, received) = (self.layer.size, self.position);
         let host = body.host.name.clone();
@@ -171,8 +178,13 @@ impl BlobStream {
             if bytes.is_empty() {
                 continue;
             }
-            if bytes.len() as u64 > expected - received {
-                return Err(OriginError::TooLong { host, expected });
+            if bytes.len() as u64 > *end - received {
+                let fault = ProtocolFault::ContentRange;
+                return Err(if *end == expected {
+                    OriginError::TooLong { host, expected }
+                } else {
+                    OriginError::Protocol { host, fault }
+                });
             }
             self.position += bytes.len() as u64;
             patience.advanced(bytes.len() as u64);

@@ -94,6 +94,26 @@ impl OriginError {
         }
     }
 
+    /// A short, lasting name of the kind of failure, for metrics and for the reference of errors.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Unauthorized { .. } => "origin-unauthorized",
+            Self::Credentials { .. } => "origin-credentials",
+            Self::NotFound { .. } => "origin-not-found",
+            Self::RateLimited { .. } => "origin-rate-limited",
+            Self::Refused { .. } => "origin-refused",
+            Self::Truncated { .. } => "origin-truncated",
+            Self::TooLong { .. } => "origin-too-long",
+            Self::Timeout { .. } => "origin-timeout",
+            Self::Connect { .. } => "origin-connect",
+            Self::Tls { .. } => "origin-tls",
+            Self::Redirect { .. } => "origin-redirect",
+            Self::Protocol { .. } => "origin-protocol",
+            Self::Name(_) => "origin-name",
+            Self::BeyondEnd { .. } => "origin-beyond-end",
+        }
+    }
+
     /// How long the host asked us to stay away.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {

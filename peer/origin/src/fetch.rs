@@ -60,7 +60,11 @@ impl Fetcher {
         first.0.body.read_whole(MAX_DRAINED_BYTES, patience).await;
         let renewed = self.tokens.renew(target, &challenge, known.as_ref(), patience).await?;
         let second = self.follow(target, blob, Some(&renewed), patience).await?;
-        accept(target, second, blob.want, patience).await
+        let outcome = accept(target, second, blob.want, patience).await;
+        if let Err(error @ OriginError::Unauthorized { .. }) = &outcome {
+            self.tokens.refuse(target, &renewed, error);
+        }
+        outcome
     }
 
     /// Sends the request to the registry and to wherever it leads. Once it has led away from the registry no further request

@@ -41,7 +41,7 @@ impl Route {
     pub fn after(&mut self, error: OriginError) -> Result<(), OriginError> {
         let endpoint = self.endpoints[self.at].name.as_str();
         if self.at + 1 < self.endpoints.len() {
-            tracing::debug!(endpoint, %error, "mirror failed, asking the next endpoint");
+            tracing::warn!(endpoint, %error, "mirror failed, asking the next endpoint");
             self.at += 1;
             return Ok(());
         }

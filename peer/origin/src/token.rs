@@ -32,8 +32,8 @@ const DEFAULT_LIFE: Duration = Duration::from_secs(60);
 const MAX_LIFE: Duration = Duration::from_secs(300);
 /// Renewed this long before the end, at most a tenth of the life.
 const MAX_MARGIN: Duration = Duration::from_secs(10);
-/// For how long a refusal answers for those who ask next: the layers of one image must not lock an account.
-const REFUSAL_LIFE: Duration = Duration::from_secs(5);
+/// For how long credentials that were refused are not tried again: the layers of one image must not lock an account.
+const REFUSAL_LIFE: Duration = Duration::from_secs(10);
 const CLIENT_ID: &str = "d7y";
 
 /// The value of an Authorization header for one repository of one registry.
@@ -53,7 +53,20 @@ struct Key {
 struct Slot {
     /// One dance per repository at a time; the others wait and take its result.
     turn: Semaphore,
-    latest: Mutex<Option<Result<Authorization, (OriginError, Instant)>>>,
+    latest: Mutex<Option<Latest>>,
+}
+
+/// What the last dance brought, and the credentials that it took.
+#[derive(Debug)]
+struct Latest {
+    credentials: Option<Credentials>,
+    outcome: Result<Authorization, Refusal>,
+}
+
+#[derive(Debug)]
+struct Refusal {
+    error: OriginError,
+    until: Instant,
 }
 
 /// Exchanges credentials for tokens and keeps them while they live. All requests are pulls, so host and repository
@@ -79,7 +92,7 @@ impl Tokens {
 
     /// What the last dance for this repository brought, while it lives.
     pub fn current(&self, target: Target<'_>) -> Option<Authorization> {
-        self.slot(target).live()?.ok()
+        self.slot(target).authorization()
     }
 
     /// A better header than `rejected`, after a 401 with `challenge`.
@@ -94,34 +107,44 @@ impl Tokens {
         let limit = self.transport.timeouts.response;
         let turn = patience.run(&target.endpoint.name, Wait::Token, limit, slot.turn.acquire()).await?;
         let _turn = turn.expect("the turns of a slot are never closed");
-        match slot.live() {
-            Some(Ok(latest)) if Some(&latest) != rejected => return Ok(latest),
-            Some(Err(refused)) => return Err(refused),
-            _ => {}
+        if let Some(latest) = slot.authorization().filter(|latest| Some(latest) != rejected) {
+            return Ok(latest);
         }
-        let outcome = self.dance(target, challenge, patience).await;
-        slot.keep(&outcome);
-        outcome
-    }
-
-    async fn dance(
-        &self,
-        target: Target<'_>,
-        challenge: &Challenge,
-        patience: &mut Patience,
-    ) -> Result<Authorization, OriginError> {
         let registry = &target.endpoint.name;
         let credentials = self
             .store
             .find(registry)
             .await
             .map_err(|source| OriginError::Credentials { registry: registry.clone(), source })?;
+        slot.check(&credentials)?;
+        let outcome = self.dance(target, challenge, credentials.clone(), patience).await;
+        slot.keep(credentials, &outcome);
+        outcome
+    }
+
+    /// What [`Self::renew`] brought was refused with `error`: the same credentials are not tried again for a while.
+    pub fn refuse(&self, target: Target<'_>, rejected: &Authorization, error: &OriginError) {
+        let slot = self.slot(target);
+        let mut latest = slot.latest.lock();
+        if let Some(latest) = latest.as_mut().filter(|latest| latest.outcome.as_ref().ok() == Some(rejected))
+        {
+            latest.outcome = Err(Refusal { error: error.clone(), until: Instant::now() + REFUSAL_LIFE });
+        }
+    }
+
+    async fn dance(
+        &self,
+        target: Target<'_>,
+        challenge: &Challenge,
+        credentials: Option<Credentials>,
+        patience: &mut Patience,
+    ) -> Result<Authorization, OriginError> {
         match (challenge, credentials) {
             (Challenge::Basic, Some(Credentials::Password { user, password })) => {
                 Ok(Authorization { header: basic(&user, &password.0), expires: Instant::now() + MAX_LIFE })
             }
             (Challenge::Basic, _) => Err(OriginError::Unauthorized {
-                registry: registry.clone(),
+                registry: target.endpoint.name.clone(),
                 repository: target.repository.to_owned(),
                 status: StatusCode::UNAUTHORIZED,
                 detail: Detail::default(),
@@ -141,21 +164,31 @@ impl Tokens {
 }
 
 impl Slot {
-    fn live(&self) -> Option<Result<Authorization, OriginError>> {
-        let now = Instant::now();
-        match self.latest.lock().as_ref()? {
-            Ok(authorization) if now < authorization.expires => Some(Ok(authorization.clone())),
-            Err((refused, until)) if now < *until => Some(Err(refused.clone())),
-            _ => None,
+    fn authorization(&self) -> Option<Authorization> {
+        let latest = self.latest.lock();
+        let authorization = latest.as_ref()?.outcome.as_ref().ok()?;
+        (Instant::now() < authorization.expires).then(|| authorization.clone())
+    }
+
+    /// The error that these credentials met with a moment ago; others, say after a `docker login`, are tried at once.
+    fn check(&self, credentials: &Option<Credentials>) -> Result<(), OriginError> {
+        match &*self.latest.lock() {
+            Some(Latest { credentials: refused, outcome: Err(refusal) })
+                if refused == credentials && Instant::now() < refusal.until =>
+            {
+                Err(refusal.error.clone())
+            }
+            _ => Ok(()),
         }
     }
 
-    fn keep(&self, outcome: &Result<Authorization, OriginError>) {
-        *self.latest.lock() = match outcome {
-            Ok(authorization) => Some(Ok(authorization.clone())),
-            Err(error) if error.is_transient() => None,
-            Err(error) => Some(Err((error.clone(), Instant::now() + REFUSAL_LIFE))),
+    fn keep(&self, credentials: Option<Credentials>, outcome: &Result<Authorization, OriginError>) {
+        let outcome = match outcome {
+            Err(error) if error.is_transient() => return,
+            Err(error) => Err(Refusal { error: error.clone(), until: Instant::now() + REFUSAL_LIFE }),
+            Ok(authorization) => Ok(authorization.clone()),
         };
+        *self.latest.lock() = Some(Latest { credentials, outcome });
     }
 }
 

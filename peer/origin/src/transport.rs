@@ -25,6 +25,8 @@ use crate::stats::{Host, Hosts};
 
 /// Load balancers drop idle connections after a minute or more.
 const IDLE_CONNECTION: Duration = Duration::from_secs(50);
+/// Enough for the layers of the next image to start on warm connections.
+const MAX_IDLE_CONNECTIONS_PER_HOST: usize = 8;
 const TCP_KEEPALIVE: Duration = Duration::from_secs(30);
 const AGENT: &str = concat!("d7y-peer/", env!("CARGO_PKG_VERSION"));
 
@@ -43,6 +45,7 @@ pub(crate) fn http_client(tls: ClientConfig, timeouts: &Timeouts) -> HttpClient 
     Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE_CONNECTION)
+        .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS_PER_HOST)
         .build(connector)
 }
 

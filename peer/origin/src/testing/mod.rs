@@ -54,6 +54,8 @@ pub enum Turn {
     IgnoreRange(usize),
     /// With a range that begins this many bytes later than asked for.
     Shifted(usize),
+    /// With at most this many bytes of the range that was asked for.
+    Part(usize),
     /// With a Content-Range of this text.
     ContentRange(String),
     /// With a body that claims to be compressed.
@@ -246,6 +248,11 @@ impl State {
             Turn::IgnoreRange(bytes) if bytes < blob.len() => part(&blob, 0, cut(blob.slice(..bytes))),
             Turn::IgnoreRange(_) => part(&blob, 0, whole(blob.clone())),
             Turn::Shifted(by) => part(&blob, from + by, whole(blob.slice((from + by).min(blob.len())..))),
+            Turn::Part(bytes) => {
+                let bytes = bytes.min(rest.len());
+                let range = format!("bytes {from}-{}/{}", from + bytes - 1, blob.len());
+                reply(StatusCode::PARTIAL_CONTENT, [(CONTENT_RANGE, range)], whole(rest.slice(..bytes)))
+            }
             Turn::ContentRange(text) => {
                 reply(StatusCode::PARTIAL_CONTENT, [(CONTENT_RANGE, text)], whole(rest))
             }

@@ -1,5 +1,5 @@
 use d7y_origin::Origin;
-use d7y_origin::testing::{Access, Ending, FakeRegistry, Login, Turn};
+use d7y_origin::testing::{Access, Ending, FakeRegistry, Login, Seen, Turn};
 use tempfile::TempDir;
 
 use crate::{config, content, everything, impatient, kind, read};
@@ -135,8 +135,25 @@ async fn probes() {
     let other = d7y_types::LayerRef { repository: "other".into(), ..layer.clone() };
     let (_dir, origin) = logged_in("");
     assert_eq!(kind(&origin.probe(&layer).await), "ok");
-    assert_eq!(kind(&origin.probe(&other).await), "not found");
+    assert_eq!(kind(&origin.probe(&other).await), "not-found");
     assert!(registry.seen().iter().all(|seen| seen.method == "HEAD"));
+}
+
+/// With basic authentication, and with tokens that the registry does not take.
+#[tokio::test]
+async fn credentials_that_were_refused_are_not_sent_again_at_once() {
+    for access in [Access::Basic(USER, "hunter3"), Access::Refused(401), Access::Refused(403)] {
+        let basic = matches!(access, Access::Basic(..));
+        let registry = FakeRegistry::start_with(access, Ending::Orderly).await;
+        let layer = registry.add_blob("app", content(10));
+        let entry = if basic { r#"{"username":"user","password":"hunter2"}"# } else { "{}" };
+        let (_dir, origin) = logged_in(&format!(r#"{{"auths":{{"{}":{entry}}}}}"#, registry.host()));
+        let outcomes = [origin.probe(&layer).await, origin.probe(&layer).await, origin.probe(&layer).await];
+        assert!(outcomes.iter().all(|outcome| kind(outcome).starts_with("unauthorized")), "{outcomes:?}");
+        let blobs = registry.seen().into_iter().filter(Seen::is_blob);
+        let with_credentials = blobs.filter(|seen| seen.authorization.is_some()).count();
+        assert_eq!(with_credentials, 1, "{:?}", registry.seen());
+    }
 }
 
 #[tokio::test]

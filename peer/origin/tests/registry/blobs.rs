@@ -62,12 +62,12 @@ async fn statuses() {
         case("408, 503, then good", vec![Turn::status(408), Turn::status(503)], "ok", 3),
         case("429 with a Retry-After", vec![limited("1")], "ok", 2),
         case("429 with one that is cut", vec![limited("86400")], "ok", 2),
-        always("always 429", limited("0"), "rate limited", 3),
+        always("always 429", limited("0"), "rate-limited", 3),
         always("always 500", Turn::status(500), "refused 500", 3),
         always("400", Turn::status(400), "refused 400", 1),
         always("401 without a challenge", Turn::status(401), "unauthorized 401", 1),
         always("403", Turn::status(403), "unauthorized 403", 1),
-        always("404", Turn::status(404), "not found", 1),
+        always("404", Turn::status(404), "not-found", 1),
         always("204", Turn::status(204), "protocol Status(204)", 1),
         always(
             "206 without being asked",
@@ -89,12 +89,22 @@ async fn offsets() {
         from(SIZE / 2, case("range ignored", vec![Turn::IgnoreRange(ALL)], "ok", 1)),
         from(SIZE / 2, case("shifted", vec![Turn::Shifted(1)], "protocol ContentRange", 1)),
         from(SIZE / 2, always("416", Turn::status(416), "refused 416", 1)),
+        from(1, always("in parts", Turn::Part(300 << 10), "ok", 4)),
+        from(
+            5,
+            always(
+                "more than said",
+                Turn::ContentRange("bytes 5-9/1048576".into()),
+                "protocol ContentRange",
+                1,
+            ),
+        ),
         from(5, always("no numbers", Turn::ContentRange("bytes */9".into()), "protocol ContentRange", 1)),
         from(
             5,
             always("too much", Turn::ContentRange("bytes 5-1048576/*".into()), "protocol ContentRange", 1),
         ),
-        from(5, always("longer", Turn::ContentRange("bytes 5-9/1048577".into()), "too long", 1)),
+        from(5, always("longer", Turn::ContentRange("bytes 5-9/1048577".into()), "too-long", 1)),
         from(5, always("shorter", Turn::ContentRange("bytes 5-9/10".into()), "truncated", 3)),
     ])
     .await;
@@ -134,8 +144,8 @@ async fn ranges_ignored_over_and_over_are_not_read_over_and_over() {
 async fn lengths() {
     check_all(vec![
         always("shorter than the manifest says", Turn::Length(SIZE - 1), "truncated", 3),
-        always("longer", Turn::Length(SIZE + 1), "too long", 1),
-        always("endless", Turn::Endless, "too long", 1),
+        always("longer", Turn::Length(SIZE + 1), "too-long", 1),
+        always("endless", Turn::Endless, "too-long", 1),
     ])
     .await;
 }
@@ -162,7 +172,7 @@ async fn nobody_there() {
         (closed.to_string(), "app", 0, "connect"),
         ("a registry".to_owned(), "app", 0, "name"),
         (registry.host(), "../app", 0, "name"),
-        (registry.host(), "app", 11, "beyond end"),
+        (registry.host(), "app", 11, "beyond-end"),
     ];
     for (host, repository, offset, expected) in cases {
         (layer.registry, layer.repository) = (host, repository.to_owned());

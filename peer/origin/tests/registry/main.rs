@@ -69,22 +69,15 @@ async fn read(origin: &Origin, layer: &LayerRef, offset: u64) -> (Vec<u8>, Resul
 
 /// The kind of an outcome, for tables.
 fn kind(outcome: &Result<(), OriginError>) -> String {
-    match outcome {
-        Ok(()) => "ok".to_owned(),
-        Err(OriginError::Unauthorized { status, .. }) => format!("unauthorized {}", status.as_u16()),
-        Err(OriginError::Credentials { .. }) => "credentials".to_owned(),
-        Err(OriginError::NotFound { .. }) => "not found".to_owned(),
-        Err(OriginError::RateLimited { .. }) => "rate limited".to_owned(),
-        Err(OriginError::Refused { status, .. }) => format!("refused {}", status.as_u16()),
-        Err(OriginError::Truncated { .. }) => "truncated".to_owned(),
-        Err(OriginError::TooLong { .. }) => "too long".to_owned(),
-        Err(OriginError::Timeout { wait, .. }) => format!("timeout {wait:?}"),
-        Err(OriginError::Connect { .. }) => "connect".to_owned(),
-        Err(OriginError::Tls { .. }) => "tls".to_owned(),
-        Err(OriginError::Redirect { fault, .. }) => format!("redirect {fault:?}"),
-        Err(OriginError::Protocol { fault, .. }) => format!("protocol {fault:?}"),
-        Err(OriginError::Name(_)) => "name".to_owned(),
-        Err(OriginError::BeyondEnd { .. }) => "beyond end".to_owned(),
+    let Err(error) = outcome else { return "ok".to_owned() };
+    let kind = error.code().trim_start_matches("origin-");
+    match error {
+        OriginError::Unauthorized { status, .. } => format!("{kind} {}", status.as_u16()),
+        OriginError::Refused { status, .. } => format!("{kind} {}", status.as_u16()),
+        OriginError::Timeout { wait, .. } => format!("{kind} {wait:?}"),
+        OriginError::Redirect { fault, .. } => format!("{kind} {fault:?}"),
+        OriginError::Protocol { fault, .. } => format!("{kind} {fault:?}"),
+        _ => kind.to_owned(),
     }
 }
 

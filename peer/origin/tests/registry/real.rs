@@ -97,10 +97,10 @@ async fn docker_registry() {
         (layer.clone(), 1, "ok"),
         (layer.clone(), size / 2, "ok"),
         (layer.clone(), size - 1, "ok"),
-        (wrong_digest, 0, "not found"),
-        (wrong_repository, 5, "not found"),
-        (LayerRef { size: size - 1, ..layer.clone() }, 0, "too long"),
-        (LayerRef { size: size - 1, ..layer.clone() }, 9, "too long"),
+        (wrong_digest, 0, "not-found"),
+        (wrong_repository, 5, "not-found"),
+        (LayerRef { size: size - 1, ..layer.clone() }, 0, "too-long"),
+        (LayerRef { size: size - 1, ..layer.clone() }, 9, "too-long"),
         (LayerRef { size: size + 1, ..layer.clone() }, 0, "truncated"),
     ];
     for (layer, offset, expected) in cases {
