@@ -210,7 +210,12 @@ impl Directory {
         });
     }
 
-    async fn hear(&self, message: SchedulerMessage, heartbeat: &mut tokio::time::Interval, fetcher: &Fetcher) {
+    async fn hear(
+        &self,
+        message: SchedulerMessage,
+        heartbeat: &mut tokio::time::Interval,
+        fetcher: &Fetcher,
+    ) {
         match message.message {
             Some(scheduler_message::Message::Welcome(welcome)) if welcome.heartbeat_interval_ms > 0 => {
                 let every = Duration::from_millis(u64::from(welcome.heartbeat_interval_ms));

@@ -1,4 +1,5 @@
 //! The store over restarts, damage and a full disk.
+#![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 
 use std::fs;
 use std::os::unix::fs::FileExt;

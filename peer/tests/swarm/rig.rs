@@ -1,0 +1,150 @@
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use d7y_chassis::{HumanDuration, Secret, Shutdown, Tasks};
+use d7y_peer::{Config, Role, Running};
+use d7y_peer_client::LocalClient;
+use d7y_types::{ByteRange, LayerRef};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::SOON;
+use crate::layer::TestLayer;
+
+const SEED_KEY: &str = "1111111111111111111111111111111111111111111111111111111111111111";
+
+/// Peers of one test: they share a signing key and a temporary directory.
+pub struct Cluster {
+    directory: tempfile::TempDir,
+}
+
+pub struct Peer {
+    pub client: LocalClient,
+    running: Running,
+    runtime: Option<tokio::runtime::Runtime>,
+    shutdown: Shutdown,
+    tasks: Tasks,
+    store: PathBuf,
+}
+
+impl Cluster {
+    pub fn new() -> Self {
+        Self { directory: tempfile::tempdir().unwrap() }
+    }
+
+    pub async fn start(&self, name: &str, role: Role, seeds: &[&Peer]) -> Peer {
+        self.start_with(name, seeds, |config| config.role = role).await
+    }
+
+    /// A node that fetches only what is read.
+    pub async fn start_lazy(&self, name: &str, seeds: &[&Peer]) -> Peer {
+        self.start_with(name, seeds, |config| config.fetch.background = false).await
+    }
+
+    pub async fn start_with(&self, name: &str, seeds: &[&Peer], change: impl FnOnce(&mut Config)) -> Peer {
+        let any: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
+        let mut config = Config { peer_id: name.into(), standalone: true, ..Config::default() };
+        config.store.directory = self.directory.path().join(name);
+        config.local.socket = self.directory.path().join(format!("{name}.sock"));
+        config.transfer.listen = any;
+        config.observability.listen = vec![any];
+        config.index_trust.signing_key = Secret::new(SEED_KEY);
+        config.fetch.origin_fallback_after = HumanDuration::from_millis(1500);
+        config.seeds = seeds.iter().map(|seed| seed.running.transfer.to_string()).collect();
+        change(&mut config);
+        Peer::start(config).await
+    }
+}
+
+impl Peer {
+    async fn start(config: Config) -> Self {
+        let (socket, store) = (config.local.socket.clone(), config.store.directory.clone());
+        // A runtime of its own: dropping it is as sudden as kill -9.
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let shutdown = Shutdown::new(config.shutdown.clone());
+        let tasks = Tasks::new(shutdown.clone());
+        let starting = tasks.clone();
+        let running = runtime.spawn(async move { d7y_peer::start(config, starting).await });
+        let running = running.await.unwrap().expect("the peer starts");
+        let client = LocalClient::new(&socket);
+        Self { client, running, runtime: Some(runtime), shutdown, tasks, store }
+    }
+
+    pub fn kill(&self) {
+        self.shutdown.begin("killed by the test");
+        // Without a drain: connections are cut as by a crash.
+        self.shutdown.stopping().cancel();
+    }
+
+    pub async fn stop(mut self) {
+        self.shutdown.begin("stopped by the test");
+        let tasks = self.tasks.clone();
+        let runtime = self.runtime.take().expect("taken only here and in drop");
+        runtime.spawn(async move { tasks.finish().await }).await.unwrap().expect("an orderly stop");
+        let ended = move || runtime.shutdown_timeout(Duration::from_secs(5));
+        tokio::task::spawn_blocking(ended).await.unwrap();
+    }
+
+    /// Opens the layer, makes all of it readable piece by piece, and compares the device.
+    pub async fn assert_reads(&self, reference: &LayerRef, layer: &TestLayer) {
+        let opened = self.client.open_layer(reference, SOON).await.expect("open");
+        let device = fs::File::open(&opened.device_path).unwrap();
+        let bytes = device.metadata().unwrap().len();
+        assert_eq!(bytes, layer.device.len() as u64);
+        for offset in (0..bytes).step_by(256 << 10) {
+            let range = ByteRange::new(offset, (bytes - offset).min(256 << 10));
+            let uncached = self.client.ensure_range(reference.digest, range, SOON).await.expect("ensure");
+            let mut read = uncached.to_vec();
+            if read.is_empty() {
+                read.resize(range.length as usize, 0);
+                device.read_exact_at(&mut read, offset).unwrap();
+            }
+            assert!(read == layer.device[offset as usize..range.end() as usize], "bytes differ at {offset}");
+        }
+    }
+
+    pub fn damage_pack(&self, reference: &LayerRef) {
+        let path = self.store.join("layers").join(reference.digest.to_hex()).join("pack");
+        let pack = fs::OpenOptions::new().write(true).open(path).unwrap();
+        pack.write_all_at(&[0xa5; 32], 200).unwrap();
+    }
+
+    /// The sum of a metric's samples, 0 when there is none.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").await;
+        let samples = text.lines().filter(|line| line.starts_with(name));
+        samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    pub async fn wait_for_health(&self, healthy: bool) {
+        let deadline = Instant::now() + SOON;
+        loop {
+            let answer = self.get("/healthy").await;
+            if answer.starts_with("HTTP/1.1 200") == healthy {
+                return;
+            }
+            assert!(Instant::now() < deadline, "still: {answer}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn get(&self, path: &str) -> String {
+        let mut socket = tokio::net::TcpStream::connect(self.running.observability[0]).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: d7y\r\nConnection: close\r\n\r\n");
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
