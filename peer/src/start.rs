@@ -73,6 +73,7 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
         observability: addresses,
         public_key: trust.public_key_hex(),
     };
+    tracing::info!(peer = %peer_id, transfer = %running.transfer, public_key = running.public_key, "peer starts");
     let directory =
         Arc::new(Directory::new(directory_config(&config, &peer_id, running.transfer), peer_metrics.clone()));
     let news = Arc::new(News::default());
