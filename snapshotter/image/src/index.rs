@@ -143,6 +143,9 @@ impl LayerIndex {
 
     /// The encoding without the signature trailer; `IndexSigner::seal` appends it.
     pub fn encode(&self) -> Result<Vec<u8>, IndexError> {
+        if self.bootstrap.len() > MAX_BOOTSTRAP_BYTES {
+            return Err(IndexError::Limit("bootstrap bytes"));
+        }
         let stored = zstd::bulk::compress(&self.bootstrap, 9).map_err(IndexError::Bootstrap)?;
         let size = |len: usize, what| u32::try_from(len).map_err(|_| IndexError::Limit(what));
         let mut out =
@@ -163,6 +166,9 @@ impl LayerIndex {
             out.extend_from_slice(&nid.to_le_bytes());
         }
         out.extend_from_slice(&stored);
+        if out.len() + TRAILER_BYTES > MAX_INDEX_BYTES {
+            return Err(IndexError::Limit("index bytes"));
+        }
         Ok(out)
     }
 

@@ -6,6 +6,7 @@
 mod bootstrap;
 mod build;
 mod index;
+mod inherit;
 mod layer;
 mod tar;
 mod tree;

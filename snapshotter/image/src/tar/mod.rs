@@ -95,10 +95,6 @@ impl<R: Read> TarReader<R> {
         }
     }
 
-    pub fn get_mut(&mut self) -> &mut R {
-        &mut self.input
-    }
-
     pub fn into_inner(self) -> R {
         self.input
     }
