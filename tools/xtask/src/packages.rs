@@ -12,6 +12,7 @@ pub const BUILD: &[&str] = &["gcc", "libc6-dev", "protobuf-compiler"];
 /// Needed to run the demo, the benches and the privileged tests.
 pub const RIG: &[&str] = &[
     "attr",
+    "busybox-static",
     "ca-certificates",
     "containerd",
     "docker-registry",

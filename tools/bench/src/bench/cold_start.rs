@@ -41,9 +41,18 @@ pub struct Options {
     /// service: the demo's image; learn: the one on which the neighbours were measured
     #[arg(long, value_delimiter = ',', default_values_t = ["service".to_owned(), "learn".to_owned()])]
     images: Vec<String>,
+    /// overlayfs, d7y
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["overlayfs", "d7y"])]
+    systems: Vec<System>,
     /// What drives containerd; nerdctl where it could be built
     #[arg(long, value_enum)]
     client: Option<Driver>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum System {
+    Overlayfs,
+    D7y,
 }
 
 /// What follows the first output. Page caches are cold before a start whose reads count.
@@ -104,8 +113,12 @@ pub fn run(options: &Options) -> Result<()> {
         for recipe in &recipes {
             for &rate in &options.rates {
                 let mut bench = Bench { client: client.as_ref(), recipe, rate, run, starts: &mut starts };
-                bench.overlayfs(&places)?;
-                bench.d7y(&places)?;
+                for system in &options.systems {
+                    match system {
+                        System::Overlayfs => bench.overlayfs(&places)?,
+                        System::D7y => bench.d7y(&places)?,
+                    }
+                }
                 results.save(&starts)?;
             }
         }

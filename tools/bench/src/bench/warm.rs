@@ -13,8 +13,9 @@ use crate::rig::cluster::{Cluster, D7yNode, Extra};
 use crate::rig::host::Link;
 use crate::rig::image::{obtain, recipe};
 use crate::rig::lab::Lab;
-use crate::rig::node::Snapshotter;
+use crate::rig::node::{Node, Snapshotter};
 use crate::rig::places::Places;
+use crate::rig::registry::Registry;
 use crate::table::Table;
 
 /// Compare warm reads through d7y and through overlayfs
@@ -51,11 +52,12 @@ pub fn run(options: &Options) -> Result<()> {
     let results = Results::new("warm", &lab.places)?;
     let image =
         step("the image", || obtain(&lab, &recipe::SERVICE))?.into_iter().next().context("no image")?;
-    let cluster = step("a cluster with one node", || Cluster::start(&lab, Link(None)))?;
-    let node = cluster.node(&lab, "node", Link(None), &Extra::default())?;
-    let reference = cluster.registry.push(&image.layout, &image.tag, "app")?;
-    let start = |snapshotter, name: &str| start(client.as_ref(), &node, &reference, snapshotter, name);
-    let measured = if options.control { Snapshotter::Overlayfs } else { Snapshotter::D7y };
+    let (measured, place) = match options.control {
+        true => (Snapshotter::Overlayfs, Place::plain(&lab)?),
+        false => (Snapshotter::D7y, Place::d7y(&lab)?),
+    };
+    let reference = place.registry().push(&image.layout, &image.tag, "app")?;
+    let start = |snapshotter, name: &str| start(client.as_ref(), place.node(), &reference, snapshotter, name);
     let d7y = step("start the measured one, read all of it", || start(measured, "measured"))?;
     let overlayfs =
         step("start on overlayfs, read all of it", || start(Snapshotter::Overlayfs, "overlayfs"))?;
@@ -67,7 +69,7 @@ pub fn run(options: &Options) -> Result<()> {
         }
         results.save(&pairs)?;
     }
-    println!("\n{}", table(&pairs));
+    println!("\n{}", table(&pairs, measured.name()));
     println!(
         "Medians of {} rounds; the ratio is the median of the rounds' ratios. Kept in {}",
         options.rounds,
@@ -76,16 +78,49 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
+/// One node, and what it needs.
+enum Place {
+    Plain(Box<(Registry, Node)>),
+    D7y(Box<(Cluster, D7yNode)>),
+}
+
+impl Place {
+    fn plain(lab: &Lab) -> Result<Self> {
+        let node = Node::start(lab, lab.host("node", Link(None))?, None)?;
+        Ok(Self::Plain(Box::new((Registry::start(lab)?, node))))
+    }
+
+    fn d7y(lab: &Lab) -> Result<Self> {
+        let cluster = Cluster::start(lab, Link(None))?;
+        let node = cluster.node(lab, "node", Link(None), &Extra::default())?;
+        Ok(Self::D7y(Box::new((cluster, node))))
+    }
+
+    fn registry(&self) -> &Registry {
+        match self {
+            Self::Plain(both) => &both.0,
+            Self::D7y(both) => &both.0.registry,
+        }
+    }
+
+    fn node(&self) -> &Node {
+        match self {
+            Self::Plain(both) => &both.1,
+            Self::D7y(both) => &both.1.node,
+        }
+    }
+}
+
 fn start(
     client: &dyn Client,
-    node: &D7yNode,
+    node: &Node,
     reference: &str,
     snapshotter: Snapshotter,
     name: &str,
 ) -> Result<Started> {
     const FIRST_OUTPUT: std::time::Duration = std::time::Duration::from_secs(300);
     let wanted = Wanted { reference: reference.parse()?, snapshotter };
-    let started = client.start(&node.node, &wanted, name)?;
+    let started = client.start(node, &wanted, name)?;
     started.first_output(FIRST_OUTPUT)?;
     read_all(&started.rootfs)?;
     Ok(started)
@@ -103,8 +138,8 @@ fn pair(round: u32, kernel: Kernel, [d7y, overlayfs]: [&Path; 2], files: &Files)
     Ok(Pair { round, kernel: kernel.name(), d7y, overlayfs })
 }
 
-fn table(pairs: &[Pair]) -> Table {
-    let mut table = Table::new(&["warm reads", "d7y", "overlayfs", "d7y / overlayfs"]);
+fn table(pairs: &[Pair], measured: &str) -> Table {
+    let mut table = Table::new(&["warm reads", measured, "overlayfs", "ratio"]);
     for kernel in Kernel::ALL {
         let of = |figure: fn(&Pair) -> f64| {
             let these = pairs.iter().filter(|pair| pair.kernel == kernel.name());

@@ -272,7 +272,7 @@ fn counted(body: Incoming, asked: Asked, answer: &Answer, shared: Arc<Shared>) -
         Answer::Flip(offset) => (None, Some(*offset)),
         _ => (None, None),
     };
-    Counted { body, asked, shared, sent: 0, breaks_at, flips_at }
+    Counted { body, asked, shared, sent: 0, breaks_at, flips_at, breaking: Breaking::No }
 }
 
 /// A response body on its way to the client.
@@ -283,15 +283,28 @@ struct Counted {
     sent: u64,
     breaks_at: Option<u64>,
     flips_at: Option<u64>,
+    breaking: Breaking,
+}
+
+/// How far a break on request has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Breaking {
+    No,
+    Flush,
+    Now,
 }
 
 impl Counted {
     fn pass(&mut self, data: Bytes) -> Result<Bytes, BoxedError> {
+        let data = match self.breaks_at.and_then(|offset| offset.checked_sub(self.sent)) {
+            Some(left) if left < data.len() as u64 => {
+                self.breaking = Breaking::Flush;
+                data.slice(..usize::try_from(left)?)
+            }
+            _ => data,
+        };
         let length = data.len() as u64;
         let end = self.sent + length;
-        if self.breaks_at.is_some_and(|offset| end > offset) {
-            return Err("broken on request".into());
-        }
         let data = match self.flips_at.and_then(|offset| offset.checked_sub(self.sent)) {
             Some(offset) if offset < length => {
                 let mut changed = data.to_vec();
@@ -314,6 +327,16 @@ impl Body for Counted {
         mut self: Pin<&mut Self>,
         context: &mut TaskContext<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxedError>>> {
+        match self.breaking {
+            Breaking::No => {}
+            // What came before the break goes out first: hyper flushes while a body is pending.
+            Breaking::Flush => {
+                self.breaking = Breaking::Now;
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Breaking::Now => return Poll::Ready(Some(Err("broken on request".into()))),
+        }
         let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(context));
         Poll::Ready(frame.map(|frame| match frame?.into_data() {
             Ok(data) => self.pass(data).map(Frame::data),
@@ -322,7 +345,7 @@ impl Body for Counted {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.breaking == Breaking::No && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -357,5 +380,70 @@ mod tests {
         assert_eq!((added.requests, added.body_bytes), (1, 10));
         assert_eq!(added.blobs.get("b"), Some(&one));
         assert_eq!(added.blobs.get("a"), Some(&BlobTraffic::default()));
+    }
+
+    const BODY: &str = "0123456789";
+
+    /// Answers every connection with ten bytes, or with a part when the request has a Range.
+    fn upstream() -> Result<SocketAddr> {
+        use std::io::{BufRead, BufReader, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?;
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let lines = BufReader::new(&stream).lines().map_while(Result::ok);
+                let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+                let ranged = head.iter().any(|line| line.to_lowercase().starts_with("range:"));
+                let (status, body) =
+                    if ranged { ("206 Partial Content", &BODY[..3]) } else { ("200 OK", BODY) };
+                let length = body.len();
+                let _ = write!(
+                    &stream,
+                    "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+                );
+            }
+        });
+        Ok(address)
+    }
+
+    /// Status and body, as far as they came.
+    fn ask(address: SocketAddr) -> Result<(String, String)> {
+        use std::io::{Read, Write};
+        let mut stream = std::net::TcpStream::connect(address)?;
+        let request = "GET /v2/app/blobs/sha256:ab HTTP/1.1\r\nHost: x\r\nRange: bytes=0-2\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes())?;
+        let mut answer = Vec::new();
+        // A broken connection ends the answer; what came before it counts.
+        let _ = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8(answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no head")?;
+        Ok((head.split(' ').nth(1).unwrap_or_default().to_owned(), body.to_owned()))
+    }
+
+    #[test]
+    fn requests_are_counted_and_answered_by_rule() -> Result<()> {
+        let counter = Counter::start("127.0.0.1:0".parse()?, upstream()?)?;
+        let client = IpAddr::from([127, 0, 0, 1]);
+        let refusal = Answer::Refuse(StatusCode::TOO_MANY_REQUESTS, vec![]);
+        let cases = [
+            (Answer::Pass, "206", "012", 3),
+            (Answer::Late(Duration::from_millis(1)), "206", "012", 3),
+            (refusal, "429", "", 0),
+            (Answer::Flip(1), "206", "002", 3),
+            (Answer::Break(2), "206", "01", 2),
+            (Answer::IgnoreRange, "200", BODY, 10),
+        ];
+        for (answer, status, body, counted) in cases {
+            let before = counter.of(client);
+            let rule = answer.clone();
+            counter.set_rule(Some(Arc::new(move |_| rule.clone())));
+            let got = ask(counter.address)?;
+            assert_eq!(got, (status.to_owned(), body.to_owned()), "{answer:?}");
+            let added = counter.of(client).since(&before);
+            assert_eq!((added.requests, added.body_bytes), (1, counted), "{answer:?}");
+            assert_eq!(added.blobs["sha256:ab"].body_bytes, counted, "{answer:?}");
+        }
+        assert_eq!(counter.total().requests, 6);
+        Ok(())
     }
 }

@@ -60,16 +60,25 @@ impl LayerBlob {
 /// The disk's, or tar failed.
 pub fn pack(tree: &Path, layout: &Layout) -> Result<LayerBlob> {
     mark(tree, Path::new(""))?;
+    let mut tar = tar(tree).stdout(Stdio::piped()).spawn().context("cannot start tar")?;
+    let mut stream = tar.stdout.take().expect("standard output was asked for above");
+    let blob = compress(&mut stream, layout)?;
+    if !tar.wait()?.success() {
+        bail!("tar failed on {}", tree.display());
+    }
+    Ok(blob)
+}
+
+/// Stores a tar stream, whatever it holds, as a gzip layer.
+///
+/// # Errors
+/// The disk's, or the stream's.
+pub fn compress(tar: &mut impl Read, layout: &Layout) -> Result<LayerBlob> {
     let path = layout.unnamed();
     let file = File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
     let blob = Hashing::new(BufWriter::new(file));
     let mut gzip = Hashing::new(GzEncoder::new(blob, Compression::default()));
-    let mut tar = tar(tree).stdout(Stdio::piped()).spawn().context("cannot start tar")?;
-    let mut stream = tar.stdout.take().expect("standard output was asked for above");
-    copy(&mut stream, &mut gzip).context("cannot write the layer")?;
-    if !tar.wait()?.success() {
-        bail!("tar failed on {}", tree.display());
-    }
+    copy(tar, &mut gzip).context("cannot write the layer")?;
     let (gzip, diff_id, _) = gzip.finish();
     let (mut file, digest, size) = gzip.finish().context("cannot end the gzip stream")?.finish();
     file.flush()?;

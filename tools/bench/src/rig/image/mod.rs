@@ -5,13 +5,16 @@ mod build;
 mod layer;
 mod layout;
 pub mod recipe;
+mod small;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+pub use layer::LayerBlob;
 pub use layout::Layout;
+pub use small::{Content, assemble, busybox};
 
 use super::command::{command, run};
 use super::lab::Lab;
