@@ -13,6 +13,7 @@ use d7y_proto::scheduler::{self, Announce};
 use d7y_store::{Store, StoreOptions};
 use d7y_transfer::ServerLimits;
 use parking_lot::Mutex;
+use tokio::net::{TcpListener, UnixListener};
 
 use crate::config::{Config, Role};
 use crate::directory::{Directory, DirectoryConfig};
@@ -53,12 +54,7 @@ pub struct Running {
 
 /// Binds every socket, then spawns the peer's tasks.
 pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
-    let transfer = listen::bind(config.transfer.listen, "transfer.listen").await?;
-    let local = listen::bind_unix(&config.local.socket, "local.socket")?;
-    let mut observability = Vec::new();
-    for address in &config.observability.listen {
-        observability.push(listen::bind(*address, "observability.listen").await?);
-    }
+    let Sockets { transfer, local, observability } = bind(&config).await?;
     let addresses = observability.iter().map(|listener| listener.local_addr()).collect::<Result<_, _>>()?;
     let peer_id: Arc<str> = peer_id(&config)?.into();
     let mut registry = metrics::registry(DAEMON.name, DAEMON.version);
@@ -124,6 +120,22 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
     let service = LocalService { peer_id, layers, traces, tasks: tasks.clone(), parked: Mutex::default() };
     supervise(&tasks, "local server", d7y_peer_client::serve(local, Arc::new(service), stop));
     Ok(running)
+}
+
+struct Sockets {
+    transfer: TcpListener,
+    local: UnixListener,
+    observability: Vec<TcpListener>,
+}
+
+async fn bind(config: &Config) -> anyhow::Result<Sockets> {
+    let transfer = listen::bind(config.transfer.listen, "transfer.listen").await?;
+    let local = listen::bind_unix(&config.local.socket, "local.socket")?;
+    let mut observability = Vec::new();
+    for address in &config.observability.listen {
+        observability.push(listen::bind(*address, "observability.listen").await?);
+    }
+    Ok(Sockets { transfer, local, observability })
 }
 
 fn supervise(tasks: &Tasks, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {

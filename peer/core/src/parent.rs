@@ -11,8 +11,9 @@ pub enum ParentRole {
 
 /// Assumed until a parent has shown better: 100 Mbit/s.
 const FIRST_GUESS_BYTES_PER_SECOND: f64 = 12_500_000.0;
-/// A seed is asked only when the nodes that hold a chunk would take this many times as long.
-const SEED_COST: f64 = 4.0;
+/// A seed is asked only when the nodes that hold a chunk would take this many times as long, by lane: a blocked
+/// process is not kept waiting for the sake of the seed's link, bulk is.
+const SEED_COST: [f64; 3] = [4.0, 16.0, 32.0];
 /// Weight of the newest sample in the moving average of a parent's rate.
 const RATE_GAIN: f64 = 0.2;
 
@@ -43,12 +44,12 @@ impl Parent {
     }
 
     /// Estimated seconds until `bytes` more would have arrived, made dearer for seeds.
-    pub fn cost(&self, bytes: u64) -> f64 {
+    pub fn cost(&self, lane: Lane, bytes: u64) -> f64 {
         let queued: u64 = self.outstanding_bytes.iter().sum();
         let seconds = (queued + bytes) as f64 / self.bytes_per_second;
         match self.role {
             ParentRole::Node => seconds,
-            ParentRole::Seed => seconds * SEED_COST,
+            ParentRole::Seed => seconds * SEED_COST[lane as usize],
         }
     }
 

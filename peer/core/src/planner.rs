@@ -218,7 +218,7 @@ impl Planner {
                 continue;
             };
             let bytes = u64::from(state.frame_bytes[chunk as usize]);
-            match choose(&self.parents, state, chunk, |p| p.has_room(lane, bytes, window)) {
+            match choose(&self.parents, state, chunk, lane, window) {
                 Choice::NoWindow => return false,
                 Choice::NoHolder => state.set_aside(chunk),
                 Choice::Parent(parent) => {
@@ -262,27 +262,27 @@ enum Choice {
     NoHolder,
 }
 
-/// The holder with the shortest estimated queue, among those that have room.
+/// The holder with the shortest estimated queue. When its window is full the chunk waits for it: another holder would
+/// take longer still.
 fn choose(
     parents: &HashMap<ParentId, Parent>,
     state: &LayerState,
     chunk: u32,
-    has_room: impl Fn(&Parent) -> bool,
+    lane: Lane,
+    window_bytes: u64,
 ) -> Choice {
     let bytes = u64::from(state.frame_bytes[chunk as usize]);
-    let mut held = false;
-    let mut best: Option<(f64, ParentId)> = None;
+    let mut best: Option<(f64, ParentId, bool)> = None;
     for (id, bits) in &state.holders {
         let Some(parent) = parents.get(id).filter(|_| bits.get(chunk)) else { continue };
-        held = true;
-        let cost = parent.cost(bytes);
-        if has_room(parent) && best.is_none_or(|(least, at)| (cost, *id) < (least, at)) {
-            best = Some((cost, *id));
+        let cost = parent.cost(lane, bytes);
+        if best.is_none_or(|(least, at, _)| (cost, *id) < (least, at)) {
+            best = Some((cost, *id, parent.has_room(lane, bytes, window_bytes)));
         }
     }
     match best {
-        Some((_, parent)) => Choice::Parent(parent),
-        None if held => Choice::NoWindow,
+        Some((_, parent, true)) => Choice::Parent(parent),
+        Some(_) => Choice::NoWindow,
         None => Choice::NoHolder,
     }
 }

@@ -1,8 +1,9 @@
-//! Real peers, real sockets, a registry that misbehaves on request.
+//! Real peers and schedulers, real sockets, a registry that misbehaves on request.
 #![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 
 mod layer;
 mod rig;
+mod scheduled;
 
 use std::time::Duration;
 

@@ -22,7 +22,7 @@ pub struct Cluster {
 
 pub struct Peer {
     pub client: LocalClient,
-    running: Running,
+    pub running: Running,
     runtime: Option<tokio::runtime::Runtime>,
     shutdown: Shutdown,
     tasks: Tasks,
@@ -59,6 +59,15 @@ impl Cluster {
 }
 
 impl Peer {
+    /// Waits until the scheduler session is up.
+    pub async fn wait_for_scheduler(&self) {
+        let deadline = Instant::now() + SOON;
+        while !self.client.status(SOON).await.unwrap().scheduler_connected {
+            assert!(Instant::now() < deadline, "no scheduler session");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     async fn start(config: Config) -> Self {
         let (socket, store) = (config.local.socket.clone(), config.store.directory.clone());
         // A runtime of its own: dropping it is as sudden as kill -9.
@@ -147,4 +156,8 @@ impl Drop for Peer {
             runtime.shutdown_background();
         }
     }
+}
+
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
