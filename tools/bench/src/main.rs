@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use d7y_bench::bench::{cold_start, warm};
 use d7y_bench::demo;
+use d7y_bench::rig::interrupt;
 
 #[derive(Parser, Debug)]
 #[command(about = "Starts d7y clusters on this machine and measures them")]
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
         Command::ColdStart(options) => cold_start::run(&options),
         Command::Warm(options) => warm::run(&options),
     };
+    interrupt::wait_if_interrupted();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

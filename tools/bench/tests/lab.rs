@@ -124,6 +124,9 @@ mod privileged {
                 report.differences.iter().filter_map(|line| line.split(':').next()).collect();
             assert_eq!(changed, BTreeSet::from(["etc/motd"]), "{}: {report}", client.name());
             started.end();
+            let held = Api.hold(&node, &wanted, "held")?;
+            assert!(compare::container(&expected, &held.rootfs)?.compared > 10, "{}", client.name());
+            held.end();
         }
         Ok(())
     }

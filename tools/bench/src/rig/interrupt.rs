@@ -1,5 +1,6 @@
 //! Ctrl-C, SIGTERM and SIGHUP: end every lab of this process, then exit. A second one exits at once.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, Once, Weak};
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -10,6 +11,7 @@ use super::lab::Inner;
 const EXIT_CODE: i32 = 130;
 
 static LABS: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 static LISTENER: Once = Once::new();
 
 /// Has the lab ended when a signal comes.
@@ -32,12 +34,20 @@ pub fn wait_forever() -> ! {
     }
 }
 
+/// Does not return once a signal came: errors that follow from the end of the labs are no news.
+pub fn wait_if_interrupted() {
+    if INTERRUPTED.load(Ordering::SeqCst) {
+        wait_forever();
+    }
+}
+
 fn listen() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime for signals needs no more than a few descriptors");
     runtime.block_on(next_signal());
+    INTERRUPTED.store(true, Ordering::SeqCst);
     let closing = std::thread::spawn(close_all);
     eprintln!("\ninterrupted: cleaning up (once more to leave at once)");
     runtime.block_on(async {

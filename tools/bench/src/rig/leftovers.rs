@@ -18,6 +18,9 @@ use super::lab::random_bytes;
 /// Interface names hold 15 bytes; ours are this, four hex digits, and a port's suffix.
 const PREFIX: &str = "d7y";
 
+/// Files of a host with this extension hold the id of a container of nerdctl's.
+pub(super) const CONTAINER_ID: &str = "cid";
+
 /// Holds the pid and start time of the process that owns the lab.
 const OWNER: &str = "owner";
 
@@ -74,7 +77,7 @@ fn owner(pid: u32) -> Option<String> {
     Some(format!("{pid} {start}"))
 }
 
-/// Kills the lab's containers and their shims, and removes runc's records of them.
+/// Kills the lab's containers, and removes the sockets of their shims.
 pub(super) fn end_containers(id: &str, dir: &Path) {
     for host in children(dir) {
         for bundle in children(&host.join("containerd/state/io.containerd.runtime.v2.task").join(id)) {
@@ -90,7 +93,6 @@ pub(super) fn end_containers(id: &str, dir: &Path) {
             }
         }
     }
-    let _ = fs::remove_dir_all(Path::new("/run/containerd/runc").join(id));
 }
 
 fn cgroup_of(pid: i32) -> String {
@@ -109,7 +111,8 @@ pub(super) fn remove(id: &str, dir: &Path) {
         warn(run(&mut command("ip", ["link", "del", id])));
     }
     remove_cgroups(Path::new("/sys/fs/cgroup"), id);
-    remove_empty_fifo_dirs(dir);
+    remove_fifos(dir);
+    let _ = fs::remove_dir_all(Path::new("/run/containerd/runc").join(id));
     warn(fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display())));
 }
 
@@ -211,14 +214,21 @@ fn remove_cgroups(root: &Path, id: &str) {
     }
 }
 
-/// containerd's clients leave one empty directory per container here; ours are as young as the lab.
-fn remove_empty_fifo_dirs(lab: &Path) {
-    let changed = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified());
-    let Ok(opened) = changed(&lab.join(OWNER)) else { return };
+/// nerdctl makes a directory of fifos per container outside of its data root, and leaves it there.
+fn remove_fifos(lab: &Path) {
+    let files = children(lab).into_iter().flat_map(|host| children(&host));
+    let cids: Vec<String> = files
+        .filter(|path| path.extension().is_some_and(|extension| extension == CONTAINER_ID))
+        .filter_map(|path| Some(fs::read_to_string(path).ok()?.trim().to_owned()))
+        .filter(|cid| !cid.is_empty())
+        .collect();
     for dir in children(Path::new("/run/containerd/fifo")) {
-        if changed(&dir).is_ok_and(|changed| changed >= opened) {
-            // Fails, as it should, unless it is empty.
-            let _ = fs::remove_dir(dir);
+        let ours = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            cids.iter().any(|cid| name.starts_with(cid))
+        };
+        if children(&dir).iter().any(ours) {
+            let _ = fs::remove_dir_all(dir);
         }
     }
 }

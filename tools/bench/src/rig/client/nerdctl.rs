@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use super::{Client, Started, Wanted, lines};
 use crate::rig::command::{output, shown, tail};
 use crate::rig::daemon::LOOK_AGAIN;
+use crate::rig::leftovers::CONTAINER_ID;
 use crate::rig::node::Node;
 
 /// A pull may take this long before the container has an id.
@@ -63,8 +64,10 @@ impl Client for Nerdctl {
     }
 
     fn start(&self, node: &Node, image: &Wanted, container: &str) -> Result<Started> {
-        let (cid, log) =
-            (node.host.dir.join(format!("{container}.cid")), node.host.dir.join(format!("{container}.log")));
+        let (cid, log) = (
+            node.host.dir.join(format!("{container}.{CONTAINER_ID}")),
+            node.host.dir.join(format!("{container}.log")),
+        );
         let _ = fs::remove_file(&cid);
         let mut command = self.with_snapshotter(node, image);
         command

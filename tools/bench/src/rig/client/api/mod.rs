@@ -21,6 +21,17 @@ use session::Session;
 /// The driver that needs no program of its own.
 pub struct Api;
 
+impl Api {
+    /// Mounts a container's root without running its command, as long as the result lives: for
+    /// looking at images whose own command ends at once.
+    ///
+    /// # Errors
+    /// As [`Client::start`].
+    pub fn hold(&self, node: &Node, image: &Wanted, container: &str) -> Result<Started> {
+        launch(node, image, container, Then::Hold)
+    }
+}
+
 impl Client for Api {
     fn name(&self) -> &'static str {
         "containerd API"
@@ -35,38 +46,46 @@ impl Client for Api {
     }
 
     fn start(&self, node: &Node, image: &Wanted, container: &str) -> Result<Started> {
-        let began = Instant::now();
-        let fifo = node.host.dir.join(format!("{container}.stdout"));
-        let stderr = node.host.dir.join(format!("{container}.log"));
-        let _ = std::fs::remove_file(&fifo);
-        mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR).context("cannot make a fifo")?;
-        File::create(&stderr)?;
-        // Opened for writing, too, so that neither end waits for the other; given up once the
-        // shim has opened it, so that the reader sees the end.
-        let hold = File::options().read(true).write(true).open(&fifo)?;
-        let lines = lines(File::open(&fifo)?);
-        let output = task::Output { stdout: fifo, stderr };
-        inside(node, async {
-            let session = Arc::new(Session::open(node, image).await?);
-            let pulled = pull::pull(&session).await?;
-            task::start(&session, &pulled, container, &output).await?;
-            session.release().await
-        })?;
-        drop(hold);
-        let (socket, namespace) = (node.socket().to_path_buf(), node.namespace.clone());
-        let (id, name) = (container.to_owned(), image.snapshotter.name());
-        let end = move || {
-            // Whatever refuses to go is ended with the lab.
-            let _ = block_on(async { task::end(&socket, &namespace, name, &id).await });
-        };
-        Ok(Started {
-            id: container.to_owned(),
-            rootfs: node.rootfs(container),
-            began,
-            lines,
-            end: Some(Box::new(end)),
-        })
+        launch(node, image, container, Then::Start)
     }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    Start,
+    Hold,
+}
+
+fn launch(node: &Node, image: &Wanted, container: &str, then: Then) -> Result<Started> {
+    let began = Instant::now();
+    let fifo = node.host.dir.join(format!("{container}.stdout"));
+    let stderr = node.host.dir.join(format!("{container}.log"));
+    let _ = std::fs::remove_file(&fifo);
+    mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR).context("cannot make a fifo")?;
+    File::create(&stderr)?;
+    // Opened for writing, too, so that neither end waits for the other; given up once the
+    // shim has opened it, so that the reader sees the end.
+    let hold = File::options().read(true).write(true).open(&fifo)?;
+    let lines = lines(File::open(&fifo)?);
+    let output = task::Output { stdout: fifo, stderr };
+    inside(node, async {
+        let session = Arc::new(Session::open(node, image).await?);
+        let pulled = pull::pull(&session).await?;
+        task::create(&session, &pulled, container, &output).await?;
+        if then == Then::Start {
+            task::start(&session, container).await?;
+        }
+        session.release().await
+    })?;
+    drop(hold);
+    let (socket, namespace) = (node.socket().to_path_buf(), node.namespace.clone());
+    let (id, name) = (container.to_owned(), image.snapshotter.name());
+    let end = move || {
+        // Whatever refuses to go is ended with the lab.
+        let _ = block_on(async { task::end(&socket, &namespace, name, &id).await });
+    };
+    let rootfs = node.rootfs(container);
+    Ok(Started { id: container.to_owned(), rootfs, began, lines, end: Some(Box::new(end)) })
 }
 
 /// Runs to the end on a thread in the node's network.

@@ -29,8 +29,9 @@ pub struct Output {
     pub stderr: PathBuf,
 }
 
-/// Prepares a writable snapshot on top of the image and starts its command.
-pub async fn start(session: &Session, image: &Pulled, id: &str, output: &Output) -> Result<()> {
+/// Prepares a writable snapshot on top of the image and mounts it as the root of a task, whose
+/// command does not run yet.
+pub async fn create(session: &Session, image: &Pulled, id: &str, output: &Output) -> Result<()> {
     let prepare = PrepareSnapshotRequest {
         snapshotter: session.snapshotter(),
         key: id.to_owned(),
@@ -62,6 +63,11 @@ pub async fn start(session: &Session, image: &Pulled, id: &str, output: &Output)
         ..Default::default()
     };
     session.client.tasks().create(session.ask(task)).await.context("cannot create the task")?;
+    Ok(())
+}
+
+/// Starts the command of a task that was created.
+pub async fn start(session: &Session, id: &str) -> Result<()> {
     let start = StartRequest { container_id: id.to_owned(), ..Default::default() };
     session.client.tasks().start(session.ask(start)).await.context("cannot start the task")?;
     Ok(())
