@@ -22,6 +22,7 @@ pub(crate) enum ChunkState {
 pub(crate) struct LayerState {
     pub frame_bytes: Vec<u32>,
     pub chunks: Vec<ChunkState>,
+    missing: u32,
     pub holders: HashMap<ParentId, Bits>,
     /// Wanted, but no parent holds them: they go back to their lanes when a holder appears.
     unheld: Vec<u32>,
@@ -31,9 +32,14 @@ pub(crate) struct LayerState {
 
 impl LayerState {
     pub fn new(frame_bytes: Vec<u32>, present: &Bits) -> Self {
-        let state = |n| if present.get(n) { ChunkState::Present } else { ChunkState::Absent };
-        let chunks = (0..frame_bytes.len() as u32).map(state).collect();
+        let state = |(n, bytes): (usize, &u32)| match *bytes == 0 || present.get(n as u32) {
+            true => ChunkState::Present,
+            false => ChunkState::Absent,
+        };
+        let chunks: Vec<_> = frame_bytes.iter().enumerate().map(state).collect();
+        let missing = chunks.iter().filter(|state| **state != ChunkState::Present).count() as u32;
         Self {
+            missing,
             frame_bytes,
             chunks,
             holders: HashMap::new(),
@@ -46,6 +52,30 @@ impl LayerState {
 
     pub fn len(&self) -> u32 {
         self.chunks.len() as u32
+    }
+
+    pub fn is_complete(&self) -> bool {
+        self.missing == 0
+    }
+
+    /// Notes that a chunk came; false when there is no such chunk.
+    pub fn arrived(&mut self, chunk: u32) -> bool {
+        let Some(state) = self.chunks.get_mut(chunk as usize) else { return false };
+        if std::mem::replace(state, ChunkState::Present) != ChunkState::Present {
+            self.missing -= 1;
+        }
+        true
+    }
+
+    /// Notes that a chunk went; zeros stay.
+    pub fn gone(&mut self, chunk: u32) {
+        let Some(state) = self.chunks.get_mut(chunk as usize) else { return };
+        if self.frame_bytes[chunk as usize] == 0 {
+            return;
+        }
+        if std::mem::replace(state, ChunkState::Absent) == ChunkState::Present {
+            self.missing += 1;
+        }
     }
 
     /// Marks a chunk as wanted; false when it is there, under way, or waiting in this or a higher lane already.

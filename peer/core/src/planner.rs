@@ -99,7 +99,8 @@ impl Planner {
 
     /// What the parent holds of a layer; replaces what it said before.
     pub fn set_holding(&mut self, layer: LayerKey, parent: ParentId, bits: Bits) {
-        if let Some(state) = self.layers.get_mut(&layer).filter(|state| state.len() == bits.len()) {
+        let known = self.parents.contains_key(&parent);
+        if let Some(state) = self.layers.get_mut(&layer).filter(|state| known && state.len() == bits.len()) {
             state.holders.insert(parent, bits);
             self.queue_unheld(layer);
         }
@@ -114,6 +115,11 @@ impl Planner {
 
     pub fn is_present(&self, layer: LayerKey, chunk: u32) -> bool {
         self.layers.get(&layer).is_some_and(|s| s.chunks.get(chunk as usize) == Some(&ChunkState::Present))
+    }
+
+    /// Whether all chunks of a known layer are on this node.
+    pub fn is_complete(&self, layer: LayerKey) -> bool {
+        self.layers.get(&layer).is_some_and(LayerState::is_complete)
     }
 
     pub fn want(&mut self, layer: LayerKey, chunks: impl IntoIterator<Item = u32>, lane: Lane, now: Instant) {
@@ -147,8 +153,9 @@ impl Planner {
     /// A verified chunk is on this node, from whomever.
     pub fn arrived(&mut self, layer: LayerKey, chunk: u32, now: Instant) {
         let Some(state) = self.layers.get_mut(&layer) else { return };
-        let Some(slot) = state.chunks.get_mut(chunk as usize) else { return };
-        *slot = ChunkState::Present;
+        if !state.arrived(chunk) {
+            return;
+        }
         if let Some(flight) = self.in_flight.remove(&(layer, chunk))
             && let Some(parent) = self.parents.get_mut(&flight.parent)
         {
@@ -170,8 +177,8 @@ impl Planner {
     /// A chunk could not be kept (disk full): it was delivered, but is absent again.
     pub fn dropped(&mut self, layer: LayerKey, chunk: u32, now: Instant) {
         self.arrived(layer, chunk, now);
-        if let Some(slot) = self.layers.get_mut(&layer).and_then(|s| s.chunks.get_mut(chunk as usize)) {
-            *slot = ChunkState::Absent;
+        if let Some(state) = self.layers.get_mut(&layer) {
+            state.gone(chunk);
         }
     }
 
