@@ -15,6 +15,7 @@ use d7y_store::{Layer, Store, StoreError};
 use d7y_transfer::{Client, Event};
 use d7y_types::Sha256Digest;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 
 use crate::metrics::{Metrics, Source};
 use crate::news::News;
@@ -24,6 +25,8 @@ const COMMAND_QUEUE: usize = 4096;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A parent that could not be reached is tried again after this long.
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
+/// Also how often a parent is asked again about a layer that it did not know.
+const TEND_EVERY: Duration = Duration::from_secs(1);
 /// A parent that sent a chunk with a wrong digest is not asked again for this long.
 const QUARANTINE: Duration = Duration::from_secs(600);
 
@@ -50,7 +53,7 @@ enum Command {
     SetParents { layer: Sha256Digest, parents: Vec<Parent> },
     Ensure { layer: Arc<Layer>, chunks: Vec<u32>, reply: oneshot::Sender<Uncached> },
     Prefetch(Vec<(Sha256Digest, u32)>),
-    Connected { parent: Parent, result: Option<(Client, mpsc::Receiver<Event>)> },
+    Connected { id: ParentId, parent: Parent, client: Option<Client> },
     Event { parent: ParentId, event: Event },
     Lost(ParentId),
     Settled { from: Option<ParentId>, layer: Sha256Digest, number: u32, outcome: Outcome },
@@ -86,9 +89,11 @@ impl Fetcher {
             layers: HashMap::new(),
             parents: HashMap::new(),
             connecting: HashSet::new(),
+            connections: JoinSet::new(),
             shunned: HashMap::new(),
             waiters: HashMap::new(),
             next_id: 0,
+            tended: Instant::now(),
             commands: send.clone(),
         };
         (Self(send), fetch_loop.run(commands))
@@ -148,10 +153,13 @@ struct FetchLoop {
     layers: HashMap<Sha256Digest, LayerEntry>,
     parents: HashMap<ParentId, Connected>,
     connecting: HashSet<Parent>,
+    /// One task per parent; they end with the loop.
+    connections: JoinSet<()>,
     /// Addresses not to connect to before a time: unreachable or caught lying.
     shunned: HashMap<SocketAddr, Instant>,
     waiters: HashMap<u64, Waiter>,
     next_id: u64,
+    tended: Instant,
     commands: mpsc::Sender<Command>,
 }
 
@@ -180,14 +188,12 @@ impl FetchLoop {
             match tokio::time::timeout(wake, commands.recv()).await {
                 Ok(Some(command)) => self.apply(command),
                 Ok(None) => return,
-                Err(_) => {
-                    self.forget_gone_waiters();
-                    self.reconnect();
-                }
+                Err(_) => {}
             }
             while let Ok(command) = commands.try_recv() {
                 self.apply(command);
             }
+            self.tend();
             let requests = self.planner.next_requests(Instant::now());
             requests.into_iter().for_each(|request| self.send(request));
         }
@@ -204,7 +210,7 @@ impl FetchLoop {
                     self.planner.want(layer, [number], Lane::Prefetch, now);
                 }
             }
-            Command::Connected { parent, result } => self.connected(parent, result),
+            Command::Connected { id, parent, client } => self.connected(id, parent, client),
             Command::Event { parent, event } => self.event(parent, event),
             Command::Lost(parent) => self.lost(parent),
             Command::Settled { from, layer, number, outcome } => self.settled(from, layer, number, outcome),
@@ -213,6 +219,21 @@ impl FetchLoop {
                 let _ = reply.send(orphans.collect());
             }
         }
+    }
+
+    /// Now and then, however busy the loop is: what nobody tells it about.
+    fn tend(&mut self) {
+        if self.tended.elapsed() < TEND_EVERY {
+            return;
+        }
+        self.tended = Instant::now();
+        while let Some(ended) = self.connections.try_join_next() {
+            if let Err(panic) = ended {
+                tracing::error!(error = crate::failure::chain(&panic), "a parent's connection was lost");
+            }
+        }
+        self.forget_gone_waiters();
+        self.reconnect();
     }
 
     fn add_layer(&mut self, layer: Arc<Layer>, background: bool) {
@@ -243,42 +264,40 @@ impl FetchLoop {
         let by_address: HashMap<SocketAddr, ParentId> =
             self.parents.iter().map(|(id, connected)| (connected.parent.address, *id)).collect();
         let mut wanted = HashSet::new();
+        let mut useless = HashSet::new();
         for (digest, entry) in &self.layers {
+            if self.planner.is_complete(*digest) {
+                continue;
+            }
             for parent in &entry.parents {
                 match by_address.get(&parent.address) {
-                    Some(id) => drop(self.parents[id].client.bind(*digest)),
+                    Some(id) if self.parents[id].client.bind(*digest) => {}
+                    Some(id) => drop(useless.insert(*id)),
                     None => drop(wanted.insert(*parent)),
                 }
             }
         }
+        useless.into_iter().for_each(|id| self.lost(id));
         for parent in wanted {
             if !self.shunned.contains_key(&parent.address) && self.connecting.insert(parent) {
-                tokio::spawn(connect(parent, self.context.peer_id.clone(), self.commands.clone()));
+                let id = ParentId(self.next_id as u32);
+                self.next_id += 1;
+                let (me, commands) = (self.context.peer_id.clone(), self.commands.clone());
+                self.connections.spawn(attend(id, parent, me, commands));
             }
         }
     }
 
-    fn connected(&mut self, parent: Parent, result: Option<(Client, mpsc::Receiver<Event>)>) {
+    fn connected(&mut self, id: ParentId, parent: Parent, client: Option<Client>) {
         self.connecting.remove(&parent);
-        let Some((client, mut events)) = result else {
+        let Some(client) = client else {
             self.shunned.insert(parent.address, Instant::now() + RECONNECT_AFTER);
             return;
         };
-        let id = ParentId(self.next_id as u32);
-        self.next_id += 1;
         let role = if parent.seed { ParentRole::Seed } else { ParentRole::Node };
         self.planner.add_parent(id, role);
         self.parents.insert(id, Connected { parent, client });
         self.context.metrics.connected_parents.set(self.parents.len() as i64);
-        let commands = self.commands.clone();
-        tokio::spawn(async move {
-            while let Some(event) = events.recv().await {
-                if commands.send(Command::Event { parent: id, event }).await.is_err() {
-                    return;
-                }
-            }
-            let _ = commands.send(Command::Lost(id)).await;
-        });
         self.reconnect();
     }
 
@@ -418,12 +437,22 @@ impl FetchLoop {
     }
 }
 
-async fn connect(parent: Parent, me: Arc<str>, commands: mpsc::Sender<Command>) {
-    let result = Client::connect(parent.address, &me, CONNECT_TIMEOUT).await;
-    if let Err(error) = &result {
-        tracing::debug!(address = %parent.address, error = crate::failure::chain(error), "cannot connect to a parent");
+/// Connects to a parent and passes on what it says until the connection ends, or the loop drops the client.
+async fn attend(id: ParentId, parent: Parent, me: Arc<str>, commands: mpsc::Sender<Command>) {
+    let address = parent.address;
+    let (client, connection) = match Client::connect(address, &me, CONNECT_TIMEOUT).await {
+        Ok(connected) => connected,
+        Err(error) => {
+            tracing::debug!(%address, error = crate::failure::chain(&error), "cannot connect to a parent");
+            let _ = commands.send(Command::Connected { id, parent, client: None }).await;
+            return;
+        }
+    };
+    let _ = commands.send(Command::Connected { id, parent, client: Some(client) }).await;
+    if let Err(error) = connection.run(&commands, |event| Command::Event { parent: id, event }).await {
+        tracing::debug!(%address, error = crate::failure::chain(&error), "the connection to a parent ended");
     }
-    let _ = commands.send(Command::Connected { parent, result: result.ok() }).await;
+    let _ = commands.send(Command::Lost(id)).await;
 }
 
 fn settle(store: &Store, layer: &Layer, number: u32, frame: &[u8]) -> Outcome {

@@ -1,26 +1,23 @@
-use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use d7y_types::{LayerRef, Sha256Digest};
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
-use tokio::net::tcp::OwnedReadHalf;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 
+use crate::answers::{Binding, Event, Opened, Opening, Questions};
 use crate::codec::{
-    FailureCode, Header, Kind, Lane, PROTOCOL_VERSION, WireError, encode_numbers, frame, numbers, read_frame,
+    GET_BATCH, Header, Kind, Lane, MAX_PAYLOAD_BYTES, WireError, encode_numbers, frame, read_frame,
 };
+use crate::connection::{check_version, prepare_client, read_hello, send_hello};
 
-/// Requests that wait for the socket; each is small.
+/// Requests that wait for the socket; each is at most a Get of [`GET_BATCH`] chunks.
 const SEND_QUEUE: usize = 1024;
-/// Chunk numbers in one Get.
-const GET_BATCH: usize = 1024;
-/// A sealed index larger than this is refused before it fills memory.
-const MAX_INDEX_BYTES: usize = 128 << 20;
+const READ_BUFFER_BYTES: usize = 128 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -32,107 +29,56 @@ pub enum ClientError {
     Wire(SocketAddr, #[source] WireError),
 }
 
-/// What a parent says on a fetching connection.
-#[derive(Debug)]
-pub enum Event {
-    Frame {
-        layer: Sha256Digest,
-        number: u32,
-        frame: Bytes,
-    },
-    Missing {
-        layer: Sha256Digest,
-        number: u32,
-    },
-    /// The bits of all that the parent holds; empty when it does not know the layer.
-    Holding {
-        layer: Sha256Digest,
-        bits: Vec<u8>,
-    },
-    Have {
-        layer: Sha256Digest,
-        numbers: Vec<u32>,
-    },
-}
-
-/// What opening a layer at a parent yields.
-#[derive(Debug)]
-pub enum Opened {
-    Staged { number: u32, record: [u8; 40], frame: Bytes },
-    Index(Bytes),
-    Failed { code: FailureCode, message: String },
-}
-
-/// A connection for fetching chunks. Cheap to clone; the last clone closes it.
+/// Asks for chunks over a [`Connection`]. Cheap to clone; the last clone closes it.
 #[derive(Debug, Clone)]
 pub struct Client {
     send: mpsc::Sender<Bytes>,
-    streams: Arc<Mutex<Streams>>,
+    questions: Arc<Mutex<Questions>>,
     peer_id: Arc<str>,
 }
 
-#[derive(Debug, Default)]
-struct Streams {
-    by_layer: HashMap<Sha256Digest, u32>,
-    by_number: Vec<Sha256Digest>,
+/// The work of a connection for fetching chunks: nothing moves unless it is run.
+#[derive(Debug)]
+pub struct Connection {
+    queue: mpsc::Receiver<Bytes>,
+    questions: Arc<Mutex<Questions>>,
+    reader: BufReader<OwnedReadHalf>,
+    writer: OwnedWriteHalf,
 }
 
 impl Client {
-    /// Connects and returns the parent's events; their end means that the connection is gone.
+    /// Connects and exchanges hellos. The caller runs the connection in a task of its own.
     pub async fn connect(
         address: SocketAddr,
         me: &str,
         timeout: Duration,
-    ) -> Result<(Self, mpsc::Receiver<Event>), ClientError> {
-        let (mut reader, mut writer, peer_id) = greet(address, me, timeout).await?;
-        let (send, mut queue) = mpsc::channel::<Bytes>(SEND_QUEUE);
-        let (events, received) = mpsc::channel(256);
-        let streams = Arc::new(Mutex::new(Streams::default()));
-        let names = streams.clone();
-        tokio::spawn(async move {
-            let sending = async {
-                while let Some(bytes) = queue.recv().await {
-                    writer.write_all(&bytes).await?;
-                }
-                Ok::<_, WireError>(())
-            };
-            let ended = tokio::select! {
-                result = sending => result,
-                result = read_events(&mut reader, &names, &events) => result,
-            };
-            if let Err(error) = ended {
-                tracing::debug!(%address, %error, "connection to a parent ended");
-            }
-        });
-        Ok((Self { send, streams, peer_id }, received))
+    ) -> Result<(Self, Connection), ClientError> {
+        let (reader, writer, peer_id) = greet(address, me, timeout).await?;
+        let (send, queue) = mpsc::channel(SEND_QUEUE);
+        let questions = Arc::<Mutex<Questions>>::default();
+        let connection = Connection { queue, questions: questions.clone(), reader, writer };
+        Ok((Self { send, questions, peer_id }, connection))
     }
 
     pub fn peer_id(&self) -> &str {
         &self.peer_id
     }
 
-    /// Asks what the parent holds of a layer, now and from now on. False when the connection is gone or clogged.
+    /// Asks what the parent holds of a layer, now and from now on; asks again when it did not know the layer. False
+    /// when the connection is gone, clogged or has too many layers: then it is of no more use.
     pub fn bind(&self, layer: Sha256Digest) -> bool {
-        let stream = {
-            let mut streams = self.streams.lock().expect("no code panics with the lock held");
-            if streams.by_layer.contains_key(&layer) {
-                return true;
+        match lock(&self.questions).bind(layer) {
+            Binding::Done => true,
+            Binding::Full => false,
+            Binding::Ask(stream) => {
+                self.send.try_send(frame(Header::new(Kind::Bind, stream, 0, 32), &layer.0)).is_ok()
             }
-            let stream = streams.by_number.len() as u32;
-            streams.by_layer.insert(layer, stream);
-            streams.by_number.push(layer);
-            stream
-        };
-        self.send.try_send(frame(Header::new(Kind::Bind, stream, 0, 32), &layer.0)).is_ok()
+        }
     }
 
-    /// Asks for chunks of a bound layer; they come as events.
+    /// Asks for chunks of a bound layer; they come as events. False as for [`Self::bind`].
     pub fn get(&self, layer: Sha256Digest, lane: Lane, chunks: &[u32]) -> bool {
-        let stream = {
-            let streams = self.streams.lock().expect("no code panics with the lock held");
-            streams.by_layer.get(&layer).copied()
-        };
-        let Some(stream) = stream else { return false };
+        let Some(stream) = lock(&self.questions).ask(layer, chunks) else { return false };
         chunks.chunks(GET_BATCH).all(|batch| {
             let payload = encode_numbers(batch);
             let header = Header { lane, ..Header::new(Kind::Get, stream, 0, payload.len()) };
@@ -141,41 +87,37 @@ impl Client {
     }
 }
 
-async fn read_events(
-    reader: &mut BufReader<OwnedReadHalf>,
-    streams: &Mutex<Streams>,
-    events: &mpsc::Sender<Event>,
-) -> Result<(), WireError> {
-    let mut holdings: HashMap<u32, Vec<u8>> = HashMap::new();
-    loop {
-        let (header, payload) = read_frame(reader).await?;
-        let layer = {
-            let streams = streams.lock().expect("no code panics with the lock held");
-            streams.by_number.get(header.stream as usize).copied()
-        };
-        let layer = layer.ok_or(WireError::Protocol("an answer to no question"))?;
-        let number = header.number;
-        let event = match header.kind {
-            Kind::Frame => Event::Frame { layer, number, frame: payload },
-            Kind::Missing => Event::Missing { layer, number },
-            Kind::Have => Event::Have { layer, numbers: numbers(&payload) },
-            Kind::Holding if payload.is_empty() => {
-                Event::Holding { layer, bits: holdings.remove(&header.stream).unwrap_or_default() }
+impl Connection {
+    /// Sends what the client asks and passes on what the parent says, until the client or the receiver of the events
+    /// is gone, or with an error when the connection is.
+    pub async fn run<T>(self, events: &mpsc::Sender<T>, wrap: impl Fn(Event) -> T) -> Result<(), WireError> {
+        let Self { mut queue, questions, mut reader, mut writer } = self;
+        let sending = async {
+            while let Some(bytes) = queue.recv().await {
+                writer.write_all(&bytes).await?;
             }
-            Kind::Holding => {
-                let bits = holdings.entry(header.stream).or_default();
-                if bits.len() + payload.len() > MAX_INDEX_BYTES {
-                    return Err(WireError::Protocol("more bits than any layer has"));
+            Ok(())
+        };
+        let receiving = async {
+            loop {
+                let (header, payload) = read_frame(&mut reader, MAX_PAYLOAD_BYTES).await?;
+                let event = lock(&questions).answer(header, payload)?;
+                if let Some(event) = event
+                    && events.send(wrap(event)).await.is_err()
+                {
+                    return Ok(());
                 }
-                bits.extend_from_slice(&payload);
-                continue;
             }
-            _ => return Err(WireError::Protocol("not an answer to a fetch")),
         };
-        if events.send(event).await.is_err() {
-            return Ok(());
+        tokio::select! {
+            result = sending => result,
+            result = receiving => result,
         }
     }
+}
+
+fn lock(questions: &Mutex<Questions>) -> MutexGuard<'_, Questions> {
+    questions.lock().expect("no code panics with the lock held")
 }
 
 /// A connection that opens one layer.
@@ -183,8 +125,8 @@ async fn read_events(
 pub struct OpenStream {
     address: SocketAddr,
     reader: BufReader<OwnedReadHalf>,
-    _writer: tokio::net::tcp::OwnedWriteHalf,
-    index: BytesMut,
+    _writer: OwnedWriteHalf,
+    opening: Opening,
 }
 
 impl OpenStream {
@@ -198,56 +140,37 @@ impl OpenStream {
         let payload = serde_json::to_vec(layer).expect("a layer reference is plain data");
         let open = frame(Header::new(Kind::Open, 0, 0, payload.len()), &payload);
         writer.write_all(&open).await.map_err(|error| ClientError::Wire(address, error.into()))?;
-        Ok(Self { address, reader, _writer: writer, index: BytesMut::new() })
+        Ok(Self { address, reader, _writer: writer, opening: Opening::default() })
     }
 
-    /// The next chunk, or the outcome. `idle` bounds the silence in between.
+    /// The next chunk, or the outcome. `idle` bounds the silence in between; after an error, or when cancelled, the
+    /// stream is of no more use.
     pub async fn next(&mut self, idle: Duration) -> Result<Opened, ClientError> {
         let wire = |error| ClientError::Wire(self.address, error);
         loop {
-            let read = tokio::time::timeout(idle, read_frame(&mut self.reader)).await;
+            let read = tokio::time::timeout(idle, read_frame(&mut self.reader, MAX_PAYLOAD_BYTES)).await;
             let (header, payload) = read.map_err(|_| ClientError::Timeout(self.address))?.map_err(wire)?;
-            match header.kind {
-                Kind::Staged => {
-                    let (record, _) = payload
-                        .split_first_chunk::<40>()
-                        .ok_or_else(|| wire(WireError::Protocol("a staged chunk without its record")))?;
-                    let record = *record;
-                    return Ok(Opened::Staged { number: header.number, record, frame: payload.slice(40..) });
-                }
-                // A frame that the parent's disk lost is skipped: the chunk is fetched later.
-                Kind::Missing => {}
-                Kind::Index if self.index.len() + payload.len() <= MAX_INDEX_BYTES => {
-                    self.index.extend_from_slice(&payload);
-                }
-                Kind::IndexEnd => return Ok(Opened::Index(self.index.split().freeze())),
-                Kind::Failed => {
-                    let message = String::from_utf8_lossy(&payload).into_owned();
-                    return Ok(Opened::Failed { code: header.failure(), message });
-                }
-                _ => return Err(wire(WireError::Protocol("not an answer to an open"))),
+            if let Some(opened) = self.opening.answer(header, payload).map_err(wire)? {
+                return Ok(opened);
             }
         }
     }
 }
 
-type Greeted = (BufReader<OwnedReadHalf>, tokio::net::tcp::OwnedWriteHalf, Arc<str>);
+type Greeted = (BufReader<OwnedReadHalf>, OwnedWriteHalf, Arc<str>);
 
 async fn greet(address: SocketAddr, me: &str, timeout: Duration) -> Result<Greeted, ClientError> {
     let greeting = async {
         let socket =
             TcpStream::connect(address).await.map_err(|error| ClientError::Connect(address, error))?;
         let wire = |error| ClientError::Wire(address, error);
-        socket.set_nodelay(true).map_err(|error| wire(error.into()))?;
+        prepare_client(&socket).map_err(|error| wire(error.into()))?;
         let (reader, mut writer) = socket.into_split();
-        let mut reader = BufReader::with_capacity(128 << 10, reader);
-        let hello = frame(Header::new(Kind::Hello, 0, PROTOCOL_VERSION, me.len()), me.as_bytes());
-        writer.write_all(&hello).await.map_err(|error| wire(error.into()))?;
-        let (header, payload) = read_frame(&mut reader).await.map_err(wire)?;
-        if header.kind != Kind::Hello || header.number != PROTOCOL_VERSION {
-            return Err(wire(WireError::Protocol("not a hello of version 1")));
-        }
-        Ok((reader, writer, String::from_utf8_lossy(&payload).into()))
+        let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
+        send_hello(&mut writer, me).await.map_err(wire)?;
+        let (peer_id, version) = read_hello(&mut reader).await.map_err(wire)?;
+        check_version(version).map_err(wire)?;
+        Ok((reader, writer, String::from_utf8_lossy(&peer_id).into()))
     };
     tokio::time::timeout(timeout, greeting).await.map_err(|_| ClientError::Timeout(address))?
 }

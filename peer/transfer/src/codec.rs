@@ -3,10 +3,14 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// A raw chunk of 1 MiB and its record fit; a peer that announces more is cut off.
 pub const MAX_PAYLOAD_BYTES: u32 = (1 << 20) + 4096;
+/// A Get of [`GET_BATCH`] chunks and the longest layer reference fit; nothing larger is read from a client.
+pub const MAX_REQUEST_BYTES: u32 = 16 << 10;
+/// Chunk numbers in one Get.
+pub(crate) const GET_BATCH: usize = 1024;
+/// Layers that one connection may bind.
+pub(crate) const MAX_BINDS: usize = 4096;
 pub(crate) const HEADER_BYTES: usize = 16;
 pub(crate) const PROTOCOL_VERSION: u32 = 1;
-/// The send buffer of a connection: what a demand has to wait behind. 256 KiB carry 1 Gbit/s at 2 ms.
-pub(crate) const SEND_BUFFER_BYTES: usize = 256 << 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -83,6 +87,10 @@ pub enum WireError {
     Io(#[from] std::io::Error),
     #[error("the other side does not speak the piece protocol: {0}")]
     Protocol(&'static str),
+    #[error("the other side speaks version {0} of the piece protocol, this one version {PROTOCOL_VERSION}")]
+    Version(u32),
+    #[error("the other side took nothing for too long")]
+    Stalled,
 }
 
 impl Header {
@@ -101,7 +109,7 @@ impl Header {
         out
     }
 
-    fn decode(raw: &[u8; HEADER_BYTES]) -> Result<Self, WireError> {
+    fn decode(raw: &[u8; HEADER_BYTES], most_bytes: u32) -> Result<Self, WireError> {
         let word = |at: usize| u32::from_le_bytes([raw[at], raw[at + 1], raw[at + 2], raw[at + 3]]);
         let kind = Kind::from_byte(raw[0]).ok_or(WireError::Protocol("unknown kind of frame"))?;
         let lane = match raw[1] {
@@ -111,7 +119,7 @@ impl Header {
             _ => return Err(WireError::Protocol("unknown lane")),
         };
         let length = word(12);
-        if length > MAX_PAYLOAD_BYTES {
+        if length > most_bytes {
             return Err(WireError::Protocol("payload over the limit"));
         }
         Ok(Self { kind, lane, stream: word(4), number: word(8), length })
@@ -130,17 +138,25 @@ pub(crate) fn frame(header: Header, payload: &[u8]) -> Bytes {
     out.into()
 }
 
-pub(crate) async fn read_frame(input: &mut (impl AsyncRead + Unpin)) -> Result<(Header, Bytes), WireError> {
+/// Reads one frame with a payload of at most `most_bytes`. Cancelling it loses the place in the stream.
+pub(crate) async fn read_frame(
+    input: &mut (impl AsyncRead + Unpin),
+    most_bytes: u32,
+) -> Result<(Header, Bytes), WireError> {
     let mut raw = [0; HEADER_BYTES];
     input.read_exact(&mut raw).await?;
-    let header = Header::decode(&raw)?;
+    let header = Header::decode(&raw, most_bytes)?;
     let mut payload = vec![0; header.length as usize];
     input.read_exact(&mut payload).await?;
     Ok((header, payload.into()))
 }
 
-pub(crate) fn numbers(payload: &[u8]) -> Vec<u32> {
-    payload.as_chunks::<4>().0.iter().map(|raw| u32::from_le_bytes(*raw)).collect()
+/// Chunk numbers as they travel.
+pub(crate) fn numbers(payload: &[u8]) -> Result<Vec<u32>, WireError> {
+    match payload.as_chunks::<4>() {
+        (whole, []) => Ok(whole.iter().map(|raw| u32::from_le_bytes(*raw)).collect()),
+        _ => Err(WireError::Protocol("not a list of chunk numbers")),
+    }
 }
 
 pub(crate) fn encode_numbers(numbers: &[u32]) -> Vec<u8> {

@@ -2,31 +2,35 @@
 
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::codec::{HEADER_BYTES, Header, Kind, Lane};
+use crate::codec::{HEADER_BYTES, Header, Kind, Lane, MAX_PAYLOAD_BYTES, WireError, frame};
 use crate::server::{Provider, Region};
 
-/// Frames queued per lane before the connection stops reading requests; they hold no data yet.
+/// Frames queued per lane before the connection stops reading requests; most hold no data yet.
 const QUEUE_FRAMES: usize = 4096;
+/// Bytes in memory that a connection may have queued: news, bits, parts of an index. A client that reads nothing
+/// costs this much and one batch.
+const QUEUE_BYTES: usize = 1 << 20;
 /// Frames are read from disk in batches of about this size, between which a higher lane may overtake.
 const BATCH_BYTES: usize = 256 << 10;
 
-pub(crate) enum Outgoing {
-    Ready(Bytes),
+enum Outgoing {
+    /// In memory, with its share of [`QUEUE_BYTES`].
+    Ready { bytes: Bytes, _share: OwnedSemaphorePermit },
     /// A frame that lies in a pack; `prefix` goes between header and frame.
-    Stored {
-        header: Header,
-        prefix: Bytes,
-        region: Region,
-    },
+    Stored { header: Header, prefix: Bytes, region: Region },
 }
 
 #[derive(Clone)]
-pub(crate) struct Lanes([mpsc::Sender<Outgoing>; 3]);
+pub(crate) struct Lanes {
+    queues: [mpsc::Sender<Outgoing>; 3],
+    memory: Arc<Semaphore>,
+}
 
 pub(crate) struct LaneReceivers([mpsc::Receiver<Outgoing>; 3]);
 
@@ -34,91 +38,141 @@ pub(crate) fn lanes() -> (Lanes, LaneReceivers) {
     let (demand, demand_rx) = mpsc::channel(QUEUE_FRAMES);
     let (prefetch, prefetch_rx) = mpsc::channel(QUEUE_FRAMES);
     let (background, background_rx) = mpsc::channel(QUEUE_FRAMES);
-    (Lanes([demand, prefetch, background]), LaneReceivers([demand_rx, prefetch_rx, background_rx]))
+    let queues = [demand, prefetch, background];
+    let memory = Arc::new(Semaphore::new(QUEUE_BYTES));
+    (Lanes { queues, memory }, LaneReceivers([demand_rx, prefetch_rx, background_rx]))
 }
 
 impl Lanes {
     /// Waits for room. False when the connection is gone.
-    pub async fn send(&self, lane: Lane, outgoing: Outgoing) -> bool {
-        self.0[lane as usize].send(outgoing).await.is_ok()
+    pub async fn send(&self, lane: Lane, header: Header, payload: &[u8]) -> bool {
+        let share = (HEADER_BYTES + payload.len()).min(QUEUE_BYTES) as u32;
+        let share = self.memory.clone().acquire_many_owned(share).await.expect("never closed");
+        self.queue(lane, Outgoing::Ready { bytes: frame(header, payload), _share: share }).await
+    }
+
+    /// Queues what lies in a file, after a prefix; it is read when its turn comes. Waits and returns as [`Self::send`].
+    pub async fn send_stored(&self, lane: Lane, header: Header, prefix: Bytes, region: Region) -> bool {
+        self.queue(lane, Outgoing::Stored { header, prefix, region }).await
+    }
+
+    async fn queue(&self, lane: Lane, outgoing: Outgoing) -> bool {
+        self.queues[lane as usize].send(outgoing).await.is_ok()
     }
 }
 
 impl LaneReceivers {
-    async fn next(&mut self) -> Option<Outgoing> {
+    /// The first frame of the highest lane that has one, and that lane.
+    async fn next(&mut self) -> Option<(usize, Outgoing)> {
         let [demand, prefetch, background] = &mut self.0;
         tokio::select! {
             biased;
-            Some(out) = demand.recv() => Some(out),
-            Some(out) = prefetch.recv() => Some(out),
-            Some(out) = background.recv() => Some(out),
+            Some(out) = demand.recv() => Some((0, out)),
+            Some(out) = prefetch.recv() => Some((1, out)),
+            Some(out) = background.recv() => Some((2, out)),
             else => None,
         }
     }
 
-    fn try_next(&mut self) -> Option<Outgoing> {
-        self.0.iter_mut().find_map(|lane| lane.try_recv().ok())
+    /// What there is in this lane or a higher one.
+    fn try_next(&mut self, lowest: usize) -> Option<Outgoing> {
+        self.0[..=lowest].iter_mut().find_map(|lane| lane.try_recv().ok())
     }
 }
 
-/// Sends until all senders are gone or the socket fails.
+/// Sends until all senders are gone, the socket fails, or it takes no byte for as long as `stall`.
 pub(crate) async fn write_lanes(
     mut lanes: LaneReceivers,
     mut socket: impl AsyncWrite + Unpin,
     provider: Arc<impl Provider>,
-) -> std::io::Result<()> {
-    while let Some(first) = lanes.next().await {
+    stall: Duration,
+) -> Result<(), WireError> {
+    while let Some((lane, first)) = lanes.next().await {
+        let mut bytes = first.size();
         let mut batch = vec![first];
-        let mut bytes = size(&batch[0]);
+        // A demand does not wait for the disk to give what others asked for.
         while bytes < BATCH_BYTES {
-            let Some(more) = lanes.try_next() else { break };
-            bytes += size(&more);
+            let Some(more) = lanes.try_next(lane) else { break };
+            bytes += more.size();
             batch.push(more);
         }
-        let uploaded: u64 = batch.iter().map(stored_bytes).sum();
-        let buffer = match uploaded {
-            0 => fill(batch, bytes),
-            _ => tokio::task::spawn_blocking(move || fill(batch, bytes)).await.expect("fill does not panic"),
+        let stored = batch.iter().any(|outgoing| matches!(outgoing, Outgoing::Stored { .. }));
+        let filled = match stored {
+            false => fill(batch, bytes),
+            true => {
+                let filling = tokio::task::spawn_blocking(move || fill(batch, bytes));
+                filling.await.map_err(std::io::Error::from)?
+            }
         };
-        socket.write_all(&buffer).await?;
-        provider.uploaded(uploaded);
+        write_all(&mut socket, &filled.buffer, stall).await?;
+        provider.uploaded(filled.stored_bytes);
     }
-    socket.shutdown().await
+    Ok(socket.shutdown().await?)
 }
 
-fn size(outgoing: &Outgoing) -> usize {
-    match outgoing {
-        Outgoing::Ready(bytes) => bytes.len(),
-        Outgoing::Stored { prefix, region, .. } => HEADER_BYTES + prefix.len() + region.length as usize,
+async fn write_all(
+    socket: &mut (impl AsyncWrite + Unpin),
+    mut buffer: &[u8],
+    stall: Duration,
+) -> Result<(), WireError> {
+    while !buffer.is_empty() {
+        let written = tokio::time::timeout(stall, socket.write(buffer)).await;
+        match written.map_err(|_| WireError::Stalled)?? {
+            0 => return Err(std::io::Error::from(std::io::ErrorKind::WriteZero).into()),
+            n => buffer = &buffer[n..],
+        }
+    }
+    Ok(())
+}
+
+impl Outgoing {
+    fn size(&self) -> usize {
+        match self {
+            Self::Ready { bytes, .. } => bytes.len(),
+            Self::Stored { header, .. } => HEADER_BYTES + header.length as usize,
+        }
     }
 }
 
-fn stored_bytes(outgoing: &Outgoing) -> u64 {
-    match outgoing {
-        Outgoing::Ready(_) => 0,
-        Outgoing::Stored { region, .. } => u64::from(region.length),
-    }
+struct Filled {
+    buffer: Vec<u8>,
+    stored_bytes: u64,
 }
 
 /// A frame that the disk no longer gives is answered as missing: the receiver asks another peer.
-fn fill(batch: Vec<Outgoing>, bytes: usize) -> Vec<u8> {
-    let mut buffer = Vec::with_capacity(bytes);
+fn fill(batch: Vec<Outgoing>, bytes: usize) -> Filled {
+    let mut filled = Filled { buffer: Vec::with_capacity(bytes), stored_bytes: 0 };
     for outgoing in batch {
         match outgoing {
-            Outgoing::Ready(bytes) => buffer.extend_from_slice(&bytes),
+            Outgoing::Ready { bytes, .. } => filled.buffer.extend_from_slice(&bytes),
             Outgoing::Stored { header, prefix, region } => {
-                let start = buffer.len();
-                buffer.extend_from_slice(&header.encode());
-                buffer.extend_from_slice(&prefix);
-                let data = buffer.len();
-                buffer.resize(data + region.length as usize, 0);
-                if region.file.read_exact_at(&mut buffer[data..], region.offset).is_err() {
-                    buffer.truncate(start);
+                if filled.append(header, &prefix, &region).is_err() {
                     let missing = Header::new(Kind::Missing, header.stream, header.number, 0);
-                    buffer.extend_from_slice(&missing.encode());
+                    filled.buffer.extend_from_slice(&missing.encode());
                 }
             }
         }
     }
-    buffer
+    filled
+}
+
+impl Filled {
+    fn append(&mut self, header: Header, prefix: &[u8], region: &Region) -> std::io::Result<()> {
+        if header.length > MAX_PAYLOAD_BYTES {
+            return Err(std::io::ErrorKind::FileTooLarge.into());
+        }
+        let start = self.buffer.len();
+        self.buffer.extend_from_slice(&header.encode());
+        self.buffer.extend_from_slice(prefix);
+        let data = self.buffer.len();
+        self.buffer.resize(data + region.length as usize, 0);
+        match region.file.read_exact_at(&mut self.buffer[data..], region.offset) {
+            Ok(()) => self.stored_bytes += u64::from(region.length),
+            Err(error) => {
+                self.buffer.truncate(start);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
 }

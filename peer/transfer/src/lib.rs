@@ -1,7 +1,8 @@
 //! The piece protocol between peers: framed, over TCP.
 //!
-//! A connection either *opens* one layer (chunks as they are made, then the sealed index) or *fetches* chunks of any
-//! number of layers. Either way the client speaks first.
+//! A connection either *opens* one layer (chunks as they are made, then the sealed index) or *fetches* chunks of
+//! several layers. Either way the client speaks first: its Hello, then the server's, then requests. A server answers
+//! a Hello of another version with its own and closes. Whoever sends anything that this page does not allow is cut off.
 //!
 //! Every frame has a header of 16 bytes, integers little-endian:
 //!
@@ -12,13 +13,13 @@
 //! | 2 | 2 | reserved, 0 |
 //! | 4 | 4 | stream: the client's number for a layer on this connection |
 //! | 8 | 4 | number: a chunk, or what the kind says |
-//! | 12 | 4 | payload bytes, at most [`MAX_PAYLOAD_BYTES`] |
+//! | 12 | 4 | payload bytes, at most [`MAX_PAYLOAD_BYTES`]; in Hellos and from a client [`MAX_REQUEST_BYTES`] |
 //!
 //! | Kind | From | Payload |
 //! |---|---|---|
 //! | 1 Hello | both | UTF-8 peer id; `number` is the protocol version, 1 |
-//! | 2 Open | client | [`d7y_types::LayerRef`] as JSON |
-//! | 3 Bind | client | 32-byte layer digest: what `stream` stands for from now on; answered by Holding |
+//! | 2 Open | client | [`d7y_types::LayerRef`] as JSON; the only request on its connection |
+//! | 3 Bind | client | 32-byte layer digest: what `stream` stands for from now on; answered by Holding; at most 4096 streams |
 //! | 4 Get | client | chunk numbers, u32 each |
 //! | 16 Staged | server | 40-byte chunk record, then the frame: a chunk of a layer that is still being read |
 //! | 17 Index | server | a part of the sealed index |
@@ -26,16 +27,31 @@
 //! | 19 Failed | server | UTF-8 sentence; `number` is a [`FailureCode`] |
 //! | 20 Frame | server | the frame of chunk `number` |
 //! | 21 Missing | server | empty: chunk `number` is not here |
-//! | 22 Holding | server | the bits of all chunks that are here; empty when the layer is unknown |
+//! | 22 Holding | server | a part of the bits of all chunks that are here; `number` is its first byte; an empty part is the last |
 //! | 23 Have | server | chunk numbers that came since, u32 each |
 //!
-//! Within a connection a server sends demand before prefetch before background.
+//! A Holding without bits says that the layer is unknown; the client may bind the same stream again. A later Holding
+//! replaces the first: the server sends one when it has more news than the connection takes.
+//!
+//! Within a connection a server sends demand before prefetch before background. A demand waits for what is in the
+//! socket's send buffer and for one batch of about 256 KiB that is being written. Staged chunks go in the background
+//! lane and the index in the demand lane, so the index overtakes what is still queued; chunks that come after it are
+//! of no use to an opener. Chunk numbers are answered once each time that they are asked for, in the order asked
+//! within a lane.
+//!
+//! Memory: a server holds at most 1 MiB of answers and one batch of frames per connection, and stops reading requests
+//! when more would come; a client that takes no byte for [`ServerLimits::stall`] is cut off. A client accepts only
+//! chunks that it asked for.
 
+mod answers;
 mod client;
 mod codec;
+mod connection;
 mod lanes;
+mod request;
 mod server;
 
-pub use client::{Client, ClientError, Event, OpenStream, Opened};
-pub use codec::{FailureCode, Lane, MAX_PAYLOAD_BYTES, WireError};
+pub use answers::{Event, Opened};
+pub use client::{Client, ClientError, Connection, OpenStream};
+pub use codec::{FailureCode, Lane, MAX_PAYLOAD_BYTES, MAX_REQUEST_BYTES, WireError};
 pub use server::{Holding, Opening, Provider, Region, ServerLimits, serve};

@@ -1,23 +1,24 @@
 use std::collections::HashMap;
 use std::fs::File;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use d7y_types::{LayerRef, Sha256Digest};
-use tokio::io::{AsyncWriteExt, BufReader};
+use tokio::io::BufReader;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::codec::{
-    FailureCode, Header, Kind, Lane, PROTOCOL_VERSION, SEND_BUFFER_BYTES, WireError, encode_numbers, frame,
-    numbers, read_frame,
+    FailureCode, Header, Kind, Lane, MAX_BINDS, MAX_REQUEST_BYTES, WireError, encode_numbers, read_frame,
 };
-use crate::lanes::{LaneReceivers, Lanes, Outgoing, lanes, write_lanes};
+use crate::connection::{check_version, prepare_server, read_hello, send_hello};
+use crate::lanes::{Lanes, lanes, write_lanes};
+use crate::request::Request;
 
 /// A part of a file.
 #[derive(Debug, Clone)]
@@ -44,9 +45,11 @@ pub struct Holding {
 
 /// The content behind a server.
 pub trait Provider: Send + Sync + 'static {
-    /// Starts or joins the work that yields the layer's index.
+    /// Starts or joins the work that yields the layer's index; dropping the receiver says that nobody asks any more.
     fn open(&self, layer: LayerRef) -> mpsc::Receiver<Opening>;
+    /// Where the frame of a chunk lies, at most [`MAX_PAYLOAD_BYTES`](crate::MAX_PAYLOAD_BYTES); nothing when it is not here.
     fn frame(&self, layer: Sha256Digest, number: u32) -> Option<Region>;
+    /// Nothing when the layer is unknown.
     fn holding(&self, layer: Sha256Digest) -> Option<Holding>;
     /// Called after frames of this many bytes were handed to a socket.
     fn uploaded(&self, bytes: u64);
@@ -59,19 +62,23 @@ pub struct ServerLimits {
     pub connections: usize,
     /// A client that says nothing at all for this long after connecting is cut off.
     pub hello: Duration,
+    /// A client that takes no byte of what it asked for for this long is cut off.
+    pub stall: Duration,
 }
 
 impl Default for ServerLimits {
     fn default() -> Self {
-        Self { connections: 4096, hello: Duration::from_secs(5) }
+        Self { connections: 4096, hello: Duration::from_secs(5), stall: Duration::from_secs(60) }
     }
 }
 
-/// Layers that one connection may bind.
-const MAX_BINDS: usize = 4096;
-const INDEX_PART_BYTES: usize = 256 << 10;
+const PART_BYTES: usize = 256 << 10;
 /// A Have frame carries at most this many chunk numbers.
 const HAVE_BATCH: usize = 1024;
+/// More of a failure's message than this helps nobody.
+const MAX_MESSAGE_BYTES: usize = 4096;
+/// What waits before the next accept when descriptors or memory ran out: others have to give them back.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until cancelled, then cuts the connections: clients ask other parents.
 pub async fn serve<P: Provider>(
@@ -85,22 +92,29 @@ pub async fn serve<P: Provider>(
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            Some(_) = connections.join_next() => {}
+            Some(ended) = connections.join_next() => {
+                if let Err(panic) = ended {
+                    tracing::error!(error = &panic as &dyn std::error::Error, "a peer's connection was lost");
+                }
+            }
             accepted = listener.accept() => match accepted {
-                Ok((socket, _)) => {
-                    let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
-                    let (provider, hello) = (provider.clone(), limits.hello);
+                Ok((socket, address)) => {
+                    let Ok(slot) = slots.clone().try_acquire_owned() else {
+                        tracing::debug!(%address, "too many peer connections; one more is refused");
+                        continue;
+                    };
+                    let (provider, limits) = (provider.clone(), limits.clone());
                     connections.spawn(async move {
                         let _slot = slot;
-                        if let Err(error) = serve_connection(socket, provider, hello).await {
-                            tracing::debug!(%error, "peer connection ended");
+                        if let Err(error) = serve_connection(socket, provider, limits).await {
+                            let error = &error as &dyn std::error::Error;
+                            tracing::debug!(%address, error, "a peer's connection ended");
                         }
                     });
                 }
-                // Out of descriptors or memory: waiting is all that helps.
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a peer connection");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
         }
@@ -110,153 +124,207 @@ pub async fn serve<P: Provider>(
 async fn serve_connection<P: Provider>(
     socket: TcpStream,
     provider: Arc<P>,
-    hello: Duration,
+    limits: ServerLimits,
 ) -> Result<(), WireError> {
-    socket.set_nodelay(true)?;
-    let _ = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER_BYTES);
+    prepare_server(&socket)?;
     let (reader, mut writer) = socket.into_split();
     let mut reader = BufReader::new(reader);
-    let first = tokio::time::timeout(hello, read_frame(&mut reader)).await;
-    let (header, _) = first.map_err(|_| WireError::Protocol("no hello in time"))??;
-    if header.kind != Kind::Hello || header.number != PROTOCOL_VERSION {
-        return Err(WireError::Protocol("not a hello of version 1"));
-    }
-    let me = provider.peer_id();
-    let answer = Header::new(Kind::Hello, 0, PROTOCOL_VERSION, me.len());
-    writer.write_all(&frame(answer, me.as_bytes())).await?;
+    let hello = tokio::time::timeout(limits.hello, read_hello(&mut reader)).await;
+    let (_, version) = hello.map_err(|_| WireError::Protocol("no hello in time"))??;
+    // A client of another version learns from the answer why it is not served.
+    send_hello(&mut writer, &provider.peer_id()).await?;
+    check_version(version)?;
     let (lanes, receivers) = lanes();
-    let sending = send_all(receivers, writer, provider.clone());
+    let sending = write_lanes(receivers, writer, provider.clone(), limits.stall);
     let connection = Connection { provider, lanes, binds: HashMap::new(), tasks: JoinSet::new() };
     // Whichever half ends first ends the other: dropping the connection aborts its tasks.
     tokio::select! {
         result = connection.read_requests(reader) => result,
-        result = sending => Ok(result?),
+        result = sending => result,
     }
-}
-
-fn send_all<P: Provider>(
-    receivers: LaneReceivers,
-    writer: tokio::net::tcp::OwnedWriteHalf,
-    provider: Arc<P>,
-) -> impl Future<Output = std::io::Result<()>> {
-    write_lanes(receivers, writer, provider)
 }
 
 struct Connection<P> {
     provider: Arc<P>,
     lanes: Lanes,
-    binds: HashMap<u32, Sha256Digest>,
+    binds: HashMap<u32, Bound>,
     tasks: JoinSet<()>,
+}
+
+#[derive(Clone, Copy)]
+struct Bound {
+    layer: Sha256Digest,
+    known: bool,
 }
 
 impl<P: Provider> Connection<P> {
     async fn read_requests(mut self, mut reader: BufReader<OwnedReadHalf>) -> Result<(), WireError> {
         loop {
-            let (header, payload) = read_frame(&mut reader).await?;
-            match header.kind {
-                Kind::Open => self.open(header.stream, &payload)?,
-                Kind::Bind => self.bind(header.stream, &payload).await?,
-                Kind::Get => self.get(header, &payload).await?,
-                _ => return Err(WireError::Protocol("a client sent a server's frame")),
-            }
-        }
-    }
-
-    fn open(&mut self, stream: u32, payload: &[u8]) -> Result<(), WireError> {
-        let layer =
-            serde_json::from_slice(payload).map_err(|_| WireError::Protocol("not a layer reference"))?;
-        if self.tasks.len() >= MAX_BINDS {
-            return Err(WireError::Protocol("too many layers on one connection"));
-        }
-        self.tasks.spawn(forward_opening(self.provider.open(layer), self.lanes.clone(), stream));
-        Ok(())
-    }
-
-    async fn bind(&mut self, stream: u32, payload: &[u8]) -> Result<(), WireError> {
-        let digest = payload.try_into().map_err(|_| WireError::Protocol("not a digest"))?;
-        let digest = Sha256Digest(digest);
-        if self.binds.len() >= MAX_BINDS {
-            return Err(WireError::Protocol("too many layers on one connection"));
-        }
-        self.binds.insert(stream, digest);
-        let holding = self.provider.holding(digest);
-        let bits = holding.as_ref().map_or(&[][..], |holding| &holding.bits);
-        // Bits of a huge layer travel in parts; `number` is the part's first byte.
-        for (n, part) in bits.chunks(INDEX_PART_BYTES).enumerate() {
-            let header = Header::new(Kind::Holding, stream, (n * INDEX_PART_BYTES) as u32, part.len());
-            self.lanes.send(Lane::Demand, Outgoing::Ready(frame(header, part))).await;
-        }
-        let end = Header::new(Kind::Holding, stream, bits.len() as u32, 0);
-        self.lanes.send(Lane::Demand, Outgoing::Ready(frame(end, &[]))).await;
-        if let Some(holding) = holding {
-            self.tasks.spawn(forward_news(holding.news, self.lanes.clone(), stream));
-        }
-        Ok(())
-    }
-
-    async fn get(&mut self, request: Header, payload: &[u8]) -> Result<(), WireError> {
-        let digest = self.binds.get(&request.stream).copied();
-        let digest = digest.ok_or(WireError::Protocol("a stream that no layer was bound to"))?;
-        for number in numbers(payload) {
-            let outgoing = match self.provider.frame(digest, number) {
-                Some(region) => {
-                    let header = Header::new(Kind::Frame, request.stream, number, region.length as usize);
-                    Outgoing::Stored { header, prefix: Bytes::new(), region }
-                }
-                None => Outgoing::Ready(frame(Header::new(Kind::Missing, request.stream, number, 0), &[])),
+            let (header, payload) = read_frame(&mut reader, MAX_REQUEST_BYTES).await?;
+            let gone = match Request::parse(header, &payload)? {
+                Request::Open { stream, layer } => return self.open(stream, layer, reader).await,
+                Request::Bind { stream, layer } => !self.bind(stream, layer).await?,
+                Request::Get { stream, lane, chunks } => !self.get(stream, lane, &chunks).await?,
             };
-            if !self.lanes.send(request.lane, outgoing).await {
+            if gone {
                 return Ok(());
             }
         }
-        Ok(())
+    }
+
+    /// Opens a layer: all that this connection is for from now on.
+    async fn open(
+        self,
+        stream: u32,
+        layer: LayerRef,
+        mut reader: BufReader<OwnedReadHalf>,
+    ) -> Result<(), WireError> {
+        if !self.binds.is_empty() {
+            return Err(WireError::Protocol("an open on a fetching connection"));
+        }
+        let forwarding = async {
+            forward_opening(self.provider.open(layer), &self.lanes, stream).await;
+            // The client closes when it has read all of it.
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = forwarding => Ok(()),
+            more = read_frame(&mut reader, MAX_REQUEST_BYTES) => {
+                more?;
+                Err(WireError::Protocol("a request after an open"))
+            }
+        }
+    }
+
+    async fn bind(&mut self, stream: u32, layer: Sha256Digest) -> Result<bool, WireError> {
+        match self.binds.get(&stream) {
+            None if self.binds.len() >= MAX_BINDS => {
+                return Err(WireError::Protocol("too many layers on one connection"));
+            }
+            Some(bound) if bound.known || bound.layer != layer => {
+                return Err(WireError::Protocol("a stream that stands for a layer already"));
+            }
+            // What was unknown may have come since.
+            _ => {}
+        }
+        let holding = self.provider.holding(layer);
+        self.binds.insert(stream, Bound { layer, known: holding.is_some() });
+        let bits = holding.as_ref().map_or(&[][..], |holding| &holding.bits);
+        let sent = send_holding(&self.lanes, stream, bits).await;
+        if let Some(holding) = holding {
+            let news = News { provider: self.provider.clone(), lanes: self.lanes.clone(), stream, layer };
+            self.tasks.spawn(news.forward(holding.news));
+        }
+        Ok(sent)
+    }
+
+    async fn get(&mut self, stream: u32, lane: Lane, chunks: &[u32]) -> Result<bool, WireError> {
+        let bound = self.binds.get(&stream).copied();
+        let Bound { layer, .. } = bound.ok_or(WireError::Protocol("a stream that no layer was bound to"))?;
+        for &number in chunks {
+            let sent = match self.provider.frame(layer, number) {
+                Some(region) => {
+                    let header = Header::new(Kind::Frame, stream, number, region.length as usize);
+                    self.lanes.send_stored(lane, header, Bytes::new(), region).await
+                }
+                None => self.lanes.send(lane, Header::new(Kind::Missing, stream, number, 0), &[]).await,
+            };
+            if !sent {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 
-async fn forward_opening(mut openings: mpsc::Receiver<Opening>, lanes: Lanes, stream: u32) {
-    while let Some(opening) = openings.recv().await {
+/// Passes on what an opening yields. An opening that ends without an outcome ends as a failure.
+async fn forward_opening(mut openings: mpsc::Receiver<Opening>, lanes: &Lanes, stream: u32) {
+    loop {
+        let opening = openings.recv().await.unwrap_or_else(|| Opening::Failed {
+            code: FailureCode::Unavailable,
+            message: "the peer is stopping".to_owned(),
+        });
         match opening {
             Opening::Staged { number, record, region } => {
                 let length = record.len() + region.length as usize;
                 let header = Header::new(Kind::Staged, stream, number, length);
                 let prefix = Bytes::copy_from_slice(&record);
-                if !lanes.send(Lane::Background, Outgoing::Stored { header, prefix, region }).await {
+                if !lanes.send_stored(Lane::Background, header, prefix, region).await {
                     return;
                 }
             }
-            Opening::Index(sealed) => {
-                for part in sealed.chunks(INDEX_PART_BYTES) {
-                    let header = Header::new(Kind::Index, stream, 0, part.len());
-                    lanes.send(Lane::Demand, Outgoing::Ready(frame(header, part))).await;
-                }
-                let end = Header::new(Kind::IndexEnd, stream, 0, 0);
-                lanes.send(Lane::Demand, Outgoing::Ready(frame(end, &[]))).await;
-            }
+            Opening::Index(sealed) => return send_index(lanes, stream, &sealed).await,
             Opening::Failed { code, message } => {
+                let message = &message.as_bytes()[..message.len().min(MAX_MESSAGE_BYTES)];
                 let header = Header::new(Kind::Failed, stream, code as u32, message.len());
-                lanes.send(Lane::Demand, Outgoing::Ready(frame(header, message.as_bytes()))).await;
+                lanes.send(Lane::Demand, header, message).await;
+                return;
             }
         }
     }
 }
 
-async fn forward_news(mut news: broadcast::Receiver<u32>, lanes: Lanes, stream: u32) {
-    loop {
-        let mut batch = match news.recv().await {
-            Ok(number) => vec![number],
-            // The client lags behind: it learns of the skipped chunks by asking for them.
-            Err(broadcast::error::RecvError::Lagged(_)) => continue,
-            Err(broadcast::error::RecvError::Closed) => return,
-        };
-        while batch.len() < HAVE_BATCH
-            && let Ok(number) = news.try_recv()
-        {
-            batch.push(number);
-        }
-        let payload = encode_numbers(&batch);
-        let header = Header::new(Kind::Have, stream, 0, payload.len());
-        if !lanes.send(Lane::Demand, Outgoing::Ready(frame(header, &payload))).await {
+async fn send_index(lanes: &Lanes, stream: u32, sealed: &[u8]) {
+    for part in sealed.chunks(PART_BYTES) {
+        if !lanes.send(Lane::Demand, Header::new(Kind::Index, stream, 0, part.len()), part).await {
             return;
         }
     }
+    lanes.send(Lane::Demand, Header::new(Kind::IndexEnd, stream, 0, 0), &[]).await;
+}
+
+/// Bits of a huge layer travel in parts; `number` is the part's first byte.
+async fn send_holding(lanes: &Lanes, stream: u32, bits: &[u8]) -> bool {
+    for (n, part) in bits.chunks(PART_BYTES).enumerate() {
+        let header = Header::new(Kind::Holding, stream, (n * PART_BYTES) as u32, part.len());
+        if !lanes.send(Lane::Demand, header, part).await {
+            return false;
+        }
+    }
+    lanes.send(Lane::Demand, Header::new(Kind::Holding, stream, bits.len() as u32, 0), &[]).await
+}
+
+/// What tells a client of chunks that arrive here after it bound their layer.
+struct News<P> {
+    provider: Arc<P>,
+    lanes: Lanes,
+    stream: u32,
+    layer: Sha256Digest,
+}
+
+impl<P: Provider> News<P> {
+    async fn forward(self, mut news: broadcast::Receiver<u32>) {
+        loop {
+            let sent = match told(&mut news).await {
+                Ok(numbers) => {
+                    let payload = encode_numbers(&numbers);
+                    let header = Header::new(Kind::Have, self.stream, 0, payload.len());
+                    self.lanes.send(Lane::Demand, header, &payload).await
+                }
+                // The client lags behind: all that is here says it shorter.
+                Err(RecvError::Lagged(_)) => {
+                    let Some(holding) = self.provider.holding(self.layer) else { return };
+                    news = holding.news;
+                    send_holding(&self.lanes, self.stream, &holding.bits).await
+                }
+                Err(RecvError::Closed) => return,
+            };
+            if !sent {
+                return;
+            }
+        }
+    }
+}
+
+/// Waits for news and takes all that there are.
+async fn told(news: &mut broadcast::Receiver<u32>) -> Result<Vec<u32>, RecvError> {
+    let mut numbers = vec![news.recv().await?];
+    while numbers.len() < HAVE_BATCH {
+        match news.try_recv() {
+            Ok(number) => numbers.push(number),
+            Err(TryRecvError::Lagged(skipped)) => return Err(RecvError::Lagged(skipped)),
+            Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+        }
+    }
+    Ok(numbers)
 }

@@ -1,0 +1,176 @@
+use std::collections::HashMap;
+
+use bytes::{Bytes, BytesMut};
+use d7y_types::Sha256Digest;
+
+use crate::codec::{FailureCode, Header, Kind, MAX_BINDS, WireError, numbers};
+
+/// A sealed index larger than this is refused before it fills memory.
+const MAX_INDEX_BYTES: usize = 128 << 20;
+/// The bits of 8 million chunks; an index of [`MAX_INDEX_BYTES`] describes at most 3.3 million.
+const MAX_HOLDING_BYTES: usize = 1 << 20;
+
+/// What a parent says on a fetching connection.
+#[derive(Debug)]
+pub enum Event {
+    Frame {
+        layer: Sha256Digest,
+        number: u32,
+        frame: Bytes,
+    },
+    Missing {
+        layer: Sha256Digest,
+        number: u32,
+    },
+    /// The bits of all that the parent holds; empty when it does not know the layer. Replaces what it said before.
+    Holding {
+        layer: Sha256Digest,
+        bits: Vec<u8>,
+    },
+    Have {
+        layer: Sha256Digest,
+        numbers: Vec<u32>,
+    },
+}
+
+/// What opening a layer at a parent yields.
+#[derive(Debug)]
+pub enum Opened {
+    Staged { number: u32, record: [u8; 40], frame: Bytes },
+    Index(Bytes),
+    Failed { code: FailureCode, message: String },
+}
+
+/// What was asked on a fetching connection and not answered yet; an answer to anything else ends the connection, so
+/// that a parent cannot fill this node's memory.
+#[derive(Debug, Default)]
+pub(crate) struct Questions {
+    by_layer: HashMap<Sha256Digest, u32>,
+    streams: Vec<Stream>,
+}
+
+#[derive(Debug)]
+struct Stream {
+    layer: Sha256Digest,
+    asked_to_bind: bool,
+    /// How often each chunk was asked for.
+    chunks: HashMap<u32, u32>,
+    /// The parts of a Holding that is under way.
+    holding: Vec<u8>,
+}
+
+/// What is to be done to bind a layer.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Binding {
+    Done,
+    Ask(u32),
+    /// The connection has as many layers as it may have.
+    Full,
+}
+
+impl Questions {
+    pub fn bind(&mut self, layer: Sha256Digest) -> Binding {
+        if let Some(&number) = self.by_layer.get(&layer) {
+            let stream = &mut self.streams[number as usize];
+            return match std::mem::replace(&mut stream.asked_to_bind, true) {
+                true => Binding::Done,
+                false => Binding::Ask(number),
+            };
+        }
+        if self.streams.len() >= MAX_BINDS {
+            return Binding::Full;
+        }
+        let number = self.streams.len() as u32;
+        self.by_layer.insert(layer, number);
+        let stream = Stream { layer, asked_to_bind: true, chunks: HashMap::new(), holding: Vec::new() };
+        self.streams.push(stream);
+        Binding::Ask(number)
+    }
+
+    /// Notes that chunks are asked for; nothing when the layer is not bound.
+    pub fn ask(&mut self, layer: Sha256Digest, chunks: &[u32]) -> Option<u32> {
+        let number = *self.by_layer.get(&layer)?;
+        let asked = &mut self.streams[number as usize].chunks;
+        chunks.iter().for_each(|chunk| *asked.entry(*chunk).or_default() += 1);
+        Some(number)
+    }
+
+    /// The event that a frame makes; nothing while more parts have to come.
+    pub fn answer(&mut self, header: Header, payload: Bytes) -> Result<Option<Event>, WireError> {
+        let stream = self.streams.get_mut(header.stream as usize);
+        let stream = stream.ok_or(WireError::Protocol("an answer to no question"))?;
+        let (layer, number) = (stream.layer, header.number);
+        match header.kind {
+            Kind::Frame => {
+                stream.settle(number)?;
+                Ok(Some(Event::Frame { layer, number, frame: payload }))
+            }
+            Kind::Missing => {
+                stream.settle(number)?;
+                Ok(Some(Event::Missing { layer, number }))
+            }
+            Kind::Have => Ok(Some(Event::Have { layer, numbers: numbers(&payload)? })),
+            Kind::Holding if payload.is_empty() => {
+                let bits = std::mem::take(&mut stream.holding);
+                // A layer that is unknown there now may be asked about again.
+                stream.asked_to_bind = !bits.is_empty();
+                Ok(Some(Event::Holding { layer, bits }))
+            }
+            Kind::Holding if stream.holding.len() + payload.len() > MAX_HOLDING_BYTES => {
+                Err(WireError::Protocol("more bits than any layer has"))
+            }
+            Kind::Holding => {
+                stream.holding.extend_from_slice(&payload);
+                Ok(None)
+            }
+            _ => Err(WireError::Protocol("not an answer to a fetch")),
+        }
+    }
+}
+
+impl Stream {
+    fn settle(&mut self, chunk: u32) -> Result<(), WireError> {
+        let asked =
+            self.chunks.get_mut(&chunk).ok_or(WireError::Protocol("a chunk that nobody asked for"))?;
+        *asked -= 1;
+        if *asked == 0 {
+            self.chunks.remove(&chunk);
+        }
+        Ok(())
+    }
+}
+
+/// Puts the answers to an Open together.
+#[derive(Debug, Default)]
+pub(crate) struct Opening {
+    index: BytesMut,
+}
+
+impl Opening {
+    /// What a frame yields; nothing while more parts have to come.
+    pub fn answer(&mut self, header: Header, payload: Bytes) -> Result<Option<Opened>, WireError> {
+        match header.kind {
+            Kind::Staged => {
+                let record = payload.first_chunk().copied();
+                let record = record.ok_or(WireError::Protocol("a staged chunk without its record"))?;
+                let frame = payload.slice(record.len()..);
+                Ok(Some(Opened::Staged { number: header.number, record, frame }))
+            }
+            // A frame that the parent's disk lost is skipped: the chunk is fetched later.
+            Kind::Missing => Ok(None),
+            Kind::Index if self.index.len() + payload.len() > MAX_INDEX_BYTES => {
+                Err(WireError::Protocol("an index over the limit"))
+            }
+            Kind::Index => {
+                self.index.extend_from_slice(&payload);
+                Ok(None)
+            }
+            Kind::IndexEnd => Ok(Some(Opened::Index(std::mem::take(&mut self.index).freeze()))),
+            Kind::Failed => {
+                let message = String::from_utf8_lossy(&payload).into_owned();
+                Ok(Some(Opened::Failed { code: header.failure(), message }))
+            }
+            _ => Err(WireError::Protocol("not an answer to an open")),
+        }
+    }
+}

@@ -1,0 +1,195 @@
+use std::sync::atomic::Ordering;
+
+use d7y_transfer::{Event, Lane, ServerLimits, WireError};
+use d7y_types::Sha256Digest;
+use tokio::io::AsyncWriteExt;
+
+use crate::fake::{FRAME_BYTES, Fake, Fetching, LAYER, UNKNOWN, start, within};
+use crate::raw;
+
+#[tokio::test]
+async fn chunks_come_as_asked_and_what_is_not_here_is_missing() {
+    let fake = Fake::new(3);
+    let server = start(&fake, ServerLimits::default()).await;
+    let mut fetching = Fetching::connect(server.address).await;
+    assert_eq!(fetching.client.peer_id(), "seed-1");
+    assert!(!fetching.client.get(LAYER, Lane::Demand, &[0]), "not bound yet");
+    assert!(fetching.client.bind(LAYER));
+    let event = fetching.event().await;
+    assert!(matches!(&event, Event::Holding { layer: LAYER, bits } if bits == &[0xff]), "{event:?}");
+
+    // Chunk 3 is claimed, but the disk does not give it; nobody has chunk 9.
+    assert!(fetching.client.get(LAYER, Lane::Demand, &[2, 3, 9, 0, u32::MAX]));
+    let mut told = Vec::new();
+    for _ in 0..5 {
+        match fetching.event().await {
+            Event::Frame { layer: LAYER, number, frame } => {
+                assert_eq!((frame.len(), &frame[..4]), (FRAME_BYTES as usize, &number.to_le_bytes()[..]));
+                told.push((number, true));
+            }
+            Event::Missing { layer: LAYER, number } => told.push((number, false)),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(told, [(2, true), (3, false), (9, false), (0, true), (u32::MAX, false)]);
+    assert_eq!(fake.uploaded.load(Ordering::Relaxed), 2 * u64::from(FRAME_BYTES));
+}
+
+#[tokio::test]
+async fn more_chunks_than_one_message_takes_are_asked_for_in_several() {
+    let fake = Fake::new(8);
+    let server = start(&fake, ServerLimits::default()).await;
+    let mut fetching = Fetching::connect(server.address).await;
+    fetching.client.bind(LAYER);
+    fetching.event().await;
+    let chunks: Vec<u32> = (0..2500).map(|n| n + 100).collect();
+    assert!(fetching.client.get(LAYER, Lane::Background, &chunks));
+    for expected in chunks {
+        let event = fetching.event().await;
+        assert!(matches!(event, Event::Missing { number, .. } if number == expected), "{event:?}");
+    }
+}
+
+#[tokio::test]
+async fn bits_of_a_huge_layer_come_whole() {
+    let fake = Fake::new(8);
+    let bits: Vec<u8> = (0..600_000_u32).map(|n| n as u8).collect();
+    fake.held.lock().unwrap().insert(LAYER, bits.clone());
+    let server = start(&fake, ServerLimits::default()).await;
+    let mut fetching = Fetching::connect(server.address).await;
+    fetching.client.bind(LAYER);
+    match fetching.event().await {
+        Event::Holding { layer: LAYER, bits: told } => assert!(told == bits),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_layer_that_was_unknown_can_be_bound_again() {
+    let fake = Fake::new(8);
+    let server = start(&fake, ServerLimits::default()).await;
+    let mut fetching = Fetching::connect(server.address).await;
+    for known in [false, false, true] {
+        if known {
+            fake.held.lock().unwrap().insert(UNKNOWN, vec![1]);
+        }
+        assert!(fetching.client.bind(UNKNOWN));
+        assert!(fetching.client.bind(UNKNOWN), "asked already: nothing is sent");
+        match fetching.event().await {
+            Event::Holding { layer: UNKNOWN, bits } => assert_eq!(bits.is_empty(), !known),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(fetching.client.bind(UNKNOWN));
+    assert_eq!(*fake.asked_holdings.borrow(), 3, "a known layer is not asked about again");
+}
+
+#[tokio::test]
+async fn a_client_refuses_more_layers_than_a_connection_may_have() {
+    let fake = Fake::new(1);
+    let server = start(&fake, ServerLimits::default()).await;
+    let mut fetching = Fetching::connect(server.address).await;
+    let layer = |n: u32| {
+        let mut raw = [0; 32];
+        raw[..4].copy_from_slice(&n.to_le_bytes());
+        Sha256Digest(raw)
+    };
+    for n in 0..4096 {
+        assert!(fetching.client.bind(layer(n)));
+        fetching.event().await;
+    }
+    assert!(!fetching.client.bind(layer(4096)));
+    assert!(fetching.client.bind(layer(7)), "the others stay");
+}
+
+#[tokio::test]
+async fn news_follow_what_was_held_and_a_laggard_is_told_everything() {
+    let fake = Fake::new(64);
+    let server = start(&fake, ServerLimits::default()).await;
+    let mut fetching = Fetching::connect(server.address).await;
+    fetching.client.bind(LAYER);
+    fetching.event().await;
+    within(async {
+        while fake.news.receiver_count() == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    for number in 0..3 {
+        fake.news.send(number).unwrap();
+    }
+    let event = fetching.event().await;
+    assert!(matches!(&event, Event::Have { layer: LAYER, numbers } if numbers == &[0, 1, 2]), "{event:?}");
+
+    // More than the channel keeps, before the server's task can run.
+    fake.held.lock().unwrap().insert(LAYER, vec![0xaa; 8]);
+    for number in 0..40 {
+        fake.news.send(number).unwrap();
+    }
+    match fetching.event().await {
+        Event::Holding { layer: LAYER, bits } => assert_eq!(bits, [0xaa; 8]),
+        other => panic!("{other:?}"),
+    }
+    fake.news.send(63).unwrap();
+    let event = fetching.event().await;
+    assert!(matches!(&event, Event::Have { numbers, .. } if numbers == &[63]), "{event:?}");
+}
+
+#[tokio::test]
+async fn lanes_overtake_each_other_within_a_bound() {
+    const PER_LANE: u32 = 150;
+    /// Twice the send buffer (Linux counts its own overhead), a batch and its last frame, the receive buffer.
+    const BOUND_BYTES: usize = (512 << 10) + (256 << 10) + (64 << 10) + (64 << 10);
+    let fake = Fake::new(3 * PER_LANE);
+    let server = start(&fake, ServerLimits::default()).await;
+    let mut socket = raw::greeted(server.address).await;
+    let bind = raw::message(raw::BIND, 0, [0, 0], &LAYER.0);
+    socket.write_all(&bind).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(raw::read(&mut socket).await.kind, raw::HOLDING);
+    }
+    let mut asked = fake.asked_frames.subscribe();
+    for (lane, before) in [(2, 0), (1, 1), (0, 2)] {
+        let first = u32::from(lane) * PER_LANE;
+        socket.write_all(&raw::get(lane, first..first + PER_LANE)).await.unwrap();
+        within(asked.wait_for(|n| *n == (before + 1) * PER_LANE as usize)).await.unwrap();
+    }
+    let mut bytes_before = 0;
+    let mut lanes = Vec::new();
+    for _ in 0..3 * PER_LANE {
+        let answer = raw::read(&mut socket).await;
+        assert_eq!((answer.kind, answer.payload.len()), (raw::FRAME, FRAME_BYTES as usize));
+        let lane = answer.number / PER_LANE;
+        if !lanes.contains(&0) && lane != 0 {
+            bytes_before += 16 + answer.payload.len();
+        }
+        lanes.push(lane);
+    }
+    assert!(bytes_before <= BOUND_BYTES, "a demand waited for {bytes_before} bytes");
+    let rest = &lanes[lanes.iter().position(|lane| *lane == 0).unwrap()..];
+    assert!(rest.is_sorted(), "{rest:?}");
+    let background = rest.iter().filter(|lane| **lane == 2).count() as u32;
+    assert!(background > PER_LANE / 2, "the reader was not slow enough to show anything");
+}
+
+#[tokio::test]
+async fn a_server_that_stops_cuts_its_clients() {
+    let fake = Fake::new(3);
+    let server = start(&fake, ServerLimits::default()).await;
+    let fetching = Fetching::connect(server.address).await;
+    server.stop.cancel();
+    within(server.ended).await.unwrap();
+    assert!(matches!(fetching.end().await, WireError::Io(_)));
+}
+
+#[tokio::test]
+async fn the_last_client_closes_the_connection() {
+    let fake = Fake::new(3);
+    let server = start(&fake, ServerLimits::default()).await;
+    let Fetching { client, events: _events, ended } = Fetching::connect(server.address).await;
+    let clone = client.clone();
+    drop(client);
+    assert!(clone.bind(LAYER));
+    drop(clone);
+    within(ended).await.unwrap().unwrap();
+}

@@ -1,0 +1,9 @@
+//! Real sockets over loopback, a fake provider, and clients and servers that misbehave.
+
+#![allow(clippy::unwrap_used)]
+
+mod fake;
+mod fetch;
+mod hostile;
+mod open;
+mod raw;
