@@ -1,6 +1,6 @@
 //! In which order an image's containers touch the chunks of its layers, seen from the reads that reach the FUSE file.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -12,12 +12,15 @@ use parking_lot::Mutex;
 pub const MAX_RUNS: usize = 64 << 10;
 /// Images recorded at once; others go without a trace.
 const MAX_RECORDINGS: usize = 16;
+/// Images remembered as recorded; when there are more, some may be recorded again.
+const MAX_DONE: usize = 4096;
 
 /// The recordings that are going on.
 #[derive(Debug, Default)]
 pub struct Recorder {
     active: AtomicUsize,
     recordings: Mutex<HashMap<Sha256Digest, Recording>>,
+    done: Mutex<HashSet<Sha256Digest>>,
 }
 
 #[derive(Debug, Default)]
@@ -34,10 +37,11 @@ struct Run {
 }
 
 impl Recorder {
-    /// Begins to record an image; false when it is being recorded already or too many are.
+    /// Begins to record an image; false when that has been done already or too many are being recorded.
     pub fn begin(&self, manifest: Sha256Digest, layers: impl IntoIterator<Item = Sha256Digest>) -> bool {
         let mut recordings = self.recordings.lock();
-        if recordings.len() >= MAX_RECORDINGS || recordings.contains_key(&manifest) {
+        let known = recordings.contains_key(&manifest) || self.done.lock().contains(&manifest);
+        if known || recordings.len() >= MAX_RECORDINGS {
             return false;
         }
         let layers = layers.into_iter().map(|layer| (layer, Vec::new())).collect();
@@ -61,6 +65,11 @@ impl Recorder {
         let mut recordings = self.recordings.lock();
         let recording = recordings.remove(&manifest)?;
         self.active.store(recordings.len(), Ordering::Release);
+        let mut done = self.done.lock();
+        if done.len() >= MAX_DONE {
+            done.clear();
+        }
+        done.insert(manifest);
         let run = |Run { layer, chunks }: Run| TraceRun {
             layer: layer.0.to_vec(),
             first_chunk: chunks.start,
@@ -113,8 +122,9 @@ mod tests {
         let runs: Vec<_> = trace.runs.iter().map(|run| (run.layer[0], run.first_chunk, run.chunks)).collect();
         assert_eq!(runs, [(1, 5, 3), (2, 100, 1), (1, 4, 1), (1, 8, 1)]);
         assert_eq!(recorder.end(image), None);
-        assert!(recorder.begin(image, [a]));
-        assert_eq!(recorder.end(image), None, "an empty trace was sent");
+        assert!(!recorder.begin(image, [a]), "an image was recorded twice");
+        assert!(recorder.begin(foreign, [a]));
+        assert_eq!(recorder.end(foreign), None, "an empty trace was sent");
     }
 
     #[test]

@@ -1,0 +1,239 @@
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use d7y_chassis::OnEnd;
+use d7y_peer_client::ClientError;
+use d7y_proto::local::Reason;
+use d7y_proto::snapshots::Mount;
+use d7y_types::{LayerRef, Sha256Digest};
+
+use crate::error::SnapshotError;
+use crate::meta::{Chained, Kind, MetaError, NewSnapshot, RemoteLayer, Snapshot};
+use crate::metrics::PrepareOutcome;
+use crate::resolve::{Hints, Image, Unresolved, namespace_of};
+use crate::snapshotter::{Snapshotter, blocking};
+use crate::status::chain;
+
+/// How long containerd's content store may take to tell whose layer it is.
+const RESOLVE_DEADLINE: Duration = Duration::from_secs(10);
+/// Every layer may wait this long, even when the image's wait is used up: enough to learn of a refusal.
+const MIN_LAYER_WAIT: Duration = Duration::from_millis(50);
+/// How long handing a trace to the peer may take.
+const TRACE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Why a layer is left to containerd.
+struct Fallback {
+    outcome: PrepareOutcome,
+    why: String,
+}
+
+enum NotLazy {
+    Fallback(Fallback),
+    Error(SnapshotError),
+}
+
+impl From<SnapshotError> for NotLazy {
+    fn from(error: SnapshotError) -> Self {
+        Self::Error(error)
+    }
+}
+
+fn fallback(outcome: PrepareOutcome, why: impl Into<String>) -> NotLazy {
+    NotLazy::Fallback(Fallback { outcome, why: why.into() })
+}
+
+impl Snapshotter {
+    /// Prepare: AlreadyExists, once it is durable, for a layer that the peer supplies; mounts for everything else.
+    pub async fn prepare(self: &Arc<Self>, new: NewSnapshot) -> Result<Vec<Mount>, SnapshotError> {
+        let Some(hints) = Hints::from_labels(&new.labels) else {
+            let (key, parent) = (new.name.clone(), new.parent.clone());
+            let mounts = self.create(Kind::Active, new).await?;
+            if !is_extraction(&key) {
+                self.trace_start(&parent);
+            }
+            return Ok(mounts);
+        };
+        match self.prepare_lazily(&new, &hints).await {
+            Ok(()) => {
+                self.metrics.prepared(PrepareOutcome::Lazy);
+                Err(MetaError::AlreadyExists(hints.chain_id.to_string()).into())
+            }
+            Err(NotLazy::Fallback(Fallback { outcome, why })) => {
+                self.metrics.prepared(outcome);
+                tracing::warn!(
+                    chain_id = %hints.chain_id,
+                    reason = ?outcome,
+                    "containerd downloads this layer and those above it: {why}"
+                );
+                self.create(Kind::Active, new).await
+            }
+            Err(NotLazy::Error(error)) => {
+                if matches!(error, SnapshotError::Corrupt { .. }) {
+                    self.metrics.prepared(PrepareOutcome::Corrupt);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn prepare_lazily(self: &Arc<Self>, new: &NewSnapshot, hints: &Hints) -> Result<(), NotLazy> {
+        let parents = self.parents(&new.parent)?;
+        let image = self.image(&new.name, hints, &parents).await?;
+        let position = position(&image, hints, &parents)
+            .ok_or_else(|| fallback(PrepareOutcome::UnknownImage, "its parent is not the layer below it"))?;
+        let Some(layer) = image.layers[position].clone() else {
+            return Err(fallback(PrepareOutcome::MediaType, "its media type is not that of a tar layer"));
+        };
+        self.open_at_peer(&image, &layer).await?;
+        let remote = RemoteLayer {
+            layer,
+            chain_id: hints.chain_id,
+            manifest: image.manifest,
+            reference: image.reference,
+        };
+        let name = remote_name(hints.chain_id, parents.first().map(|row| &**row));
+        let row = NewSnapshot { name, parent: new.parent.clone(), labels: new.labels.clone() };
+        let snapshotter = Arc::clone(self);
+        Ok(blocking(move || snapshotter.store_remote(row, remote)).await?)
+    }
+
+    async fn image(&self, key: &str, hints: &Hints, parents: &Chained) -> Result<Image, NotLazy> {
+        let (Some(resolver), Some(namespace)) = (&self.resolver, namespace_of(key)) else {
+            return Err(fallback(PrepareOutcome::UnknownImage, "containerd.socket is not configured"));
+        };
+        let likely = parents.first().and_then(|row| row.remote.as_ref()).map(|remote| remote.manifest);
+        match tokio::time::timeout(RESOLVE_DEADLINE, resolver.resolve(namespace, hints, likely)).await {
+            Ok(Ok(image)) => Ok(image),
+            Ok(Err(error @ Unresolved::Content(_))) => {
+                Err(fallback(PrepareOutcome::ContentStore, chain(&error)))
+            }
+            Ok(Err(error)) => Err(fallback(PrepareOutcome::UnknownImage, chain(&error))),
+            Err(_) => {
+                Err(fallback(PrepareOutcome::ContentStore, "containerd's content store does not answer"))
+            }
+        }
+    }
+
+    /// Learns whether the peer can supply the layer. One that is still being read counts as supplied.
+    async fn open_at_peer(&self, image: &Image, layer: &LayerRef) -> Result<(), NotLazy> {
+        let layers: Vec<_> = image.layers.iter().flatten().cloned().collect();
+        let announced = self.announcer.announce(image.manifest, &image.reference, &layers).await;
+        let announced = announced.map_err(|error| refused(layer.digest, error))?;
+        let left = (announced.at + self.waits.prepare).saturating_duration_since(Instant::now());
+        match self.peer.open_layer(layer, left.max(MIN_LAYER_WAIT)).await {
+            Ok(_) | Err(ClientError::Refused { reason: Reason::Deadline, .. }) => Ok(()),
+            Err(error) => Err(refused(layer.digest, error)),
+        }
+    }
+
+    /// The same layer may be there already, brought by another namespace.
+    fn store_remote(&self, row: NewSnapshot, remote: RemoteLayer) -> Result<(), SnapshotError> {
+        let (name, parent, chain_id) = (row.name.clone(), row.parent.clone(), remote.chain_id);
+        match self.store.create_remote(row, remote) {
+            Ok(_) => Ok(()),
+            Err(MetaError::AlreadyExists(_)) => {
+                let there = self.store.get(&name)?;
+                let same = there.remote.as_ref().is_some_and(|remote| remote.chain_id == chain_id);
+                match same && there.parent == parent {
+                    true => Ok(()),
+                    false => Err(MetaError::AlreadyExists(name).into()),
+                }
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Records, in the background, what the container that starts now touches, unless the cluster knows it.
+    fn trace_start(self: &Arc<Self>, parent: &str) {
+        let Ok(chain) = self.parents(parent) else { return };
+        let Some(top) = chain.first().and_then(|row| row.remote.clone()) else { return };
+        if self.waits.trace.is_zero() {
+            return;
+        }
+        let layers: Vec<LayerRef> =
+            chain.iter().rev().filter_map(|row| Some(row.remote.as_ref()?.layer.clone())).collect();
+        let (snapshotter, stopping) = (Arc::clone(self), self.tasks.shutdown().stopping());
+        self.tasks.spawn("access trace", OnEnd::Expected, async move {
+            stopping.run_until_cancelled(snapshotter.trace(top, layers)).await;
+            Ok::<_, Infallible>(())
+        });
+    }
+
+    async fn trace(&self, top: RemoteLayer, layers: Vec<LayerRef>) {
+        let digests = layers.iter().map(|layer| layer.digest);
+        if !self.recorder.begin(top.manifest, digests) {
+            return;
+        }
+        let started = tokio::time::Instant::now();
+        let announced = self.announcer.announce(top.manifest, &top.reference, &layers).await;
+        let wanted = announced.is_ok_and(|announced| !announced.has_trace);
+        if wanted {
+            tokio::time::sleep_until(started + self.waits.trace).await;
+        }
+        let trace = self.recorder.end(top.manifest);
+        if let Some(trace) = trace.filter(|_| wanted)
+            && let Err(error) = self.peer.record_trace(trace, TRACE_DEADLINE).await
+        {
+            let cause = &error as &dyn std::error::Error;
+            tracing::info!(image = top.reference, error = cause, "an access trace is lost");
+        }
+    }
+}
+
+/// Where the layer is in its image; nothing when the parent is not what lies below it there.
+fn position(image: &Image, hints: &Hints, parents: &Chained) -> Option<usize> {
+    let position = image.position(hints.chain_id)?;
+    let fits = match (position.checked_sub(1), parents.first()) {
+        (None, parent) => parent.is_none(),
+        (Some(_), None) => false,
+        (Some(below), Some(parent)) => {
+            parent.remote.as_ref().is_none_or(|remote| remote.chain_id == image.chain_ids[below])
+        }
+    };
+    fits.then_some(position)
+}
+
+fn refused(layer: Sha256Digest, error: ClientError) -> NotLazy {
+    let message = chain(&error);
+    let outcome = match &error {
+        ClientError::Refused { reason: Reason::Corrupt, .. } => {
+            return NotLazy::Error(SnapshotError::Corrupt { layer, message });
+        }
+        ClientError::Refused { reason: Reason::Unauthorized, .. } => PrepareOutcome::Unauthorized,
+        ClientError::Deadline(_) => PrepareOutcome::PeerUnavailable,
+        _ => PrepareOutcome::PeerRefused,
+    };
+    fallback(outcome, message)
+}
+
+/// The chain id, which all namespaces share; on a parent that containerd unpacked, one name for each parent.
+fn remote_name(chain_id: Sha256Digest, parent: Option<&Snapshot>) -> String {
+    match parent {
+        Some(parent) if parent.name.parse::<Sha256Digest>().is_err() => format!("{chain_id}@{}", parent.id),
+        _ => chain_id.to_string(),
+    }
+}
+
+/// containerd unpacks a layer: no container starts.
+fn is_extraction(key: &str) -> bool {
+    key.rsplit_once('/').map_or(key, |(_, client_key)| client_key).starts_with("extract-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extractions_are_no_containers() {
+        let table = [
+            ("default/3/extract-259151147--maZ sha256:d9a9", true),
+            ("extract-1", true),
+            ("default/6/c1", false),
+            ("k8s.io/6/extract", false),
+        ];
+        for (key, expected) in table {
+            assert_eq!(is_extraction(key), expected, "{key}");
+        }
+    }
+}

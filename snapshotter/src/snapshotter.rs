@@ -1,0 +1,234 @@
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use d7y_chassis::Tasks;
+use d7y_peer_client::LocalClient;
+use d7y_proto::snapshots::Mount;
+use d7y_types::Sha256Digest;
+
+use crate::announce::Announcer;
+use crate::error::SnapshotError;
+use crate::layers::{ChainLayer, Layers, Mounted};
+use crate::meta::{
+    Chained, Committing, Filters, Kind, MetaError, NewSnapshot, Snapshot, SnapshotId, Store, Updating, Usage,
+};
+use crate::metrics::Metrics;
+use crate::overlay::{Access, Stack, Upper};
+use crate::place::Place;
+use crate::resolve::Resolver;
+use crate::trace::Recorder;
+use crate::usage;
+
+/// containerd's snapshotter. Everything durable is in the store; everything mounted in the layers.
+pub struct Snapshotter {
+    pub(crate) store: Arc<Store>,
+    pub(crate) layers: Arc<Layers>,
+    pub(crate) place: Place,
+    /// Without containerd's content store no image is known.
+    pub(crate) resolver: Option<Resolver>,
+    pub(crate) peer: LocalClient,
+    pub(crate) announcer: Announcer,
+    pub(crate) recorder: Arc<Recorder>,
+    pub(crate) metrics: Metrics,
+    pub(crate) tasks: Tasks,
+    pub(crate) waits: Waits,
+}
+
+/// How long things may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Waits {
+    pub prepare: Duration,
+    pub start: Duration,
+    pub trace: Duration,
+}
+
+impl Snapshotter {
+    /// Makes a container's writable snapshot or a view, its layers mounted.
+    pub async fn create(self: &Arc<Self>, kind: Kind, new: NewSnapshot) -> Result<Vec<Mount>, SnapshotError> {
+        if self.store.get(&new.name).is_ok() {
+            return Err(MetaError::AlreadyExists(new.name).into());
+        }
+        let chain = self.parents(&new.parent)?;
+        let mounted = self.mount_chain(&chain).await?;
+        let (snapshotter, lowers) = (Arc::clone(self), mounted.lowers.clone());
+        let stack = blocking(move || {
+            let row = snapshotter.store.create(kind, new)?;
+            let made = snapshotter.make_directories(&row, lowers.first().map(|lower| lower.as_path()));
+            if let Err(error) = made {
+                snapshotter.store.remove(&row.name)?;
+                return Err(error);
+            }
+            Ok(snapshotter.stack(&row, lowers))
+        })
+        .await?;
+        Ok(stack.mounts())
+    }
+
+    /// The mounts of an active snapshot or view, its layers mounted again if they are not.
+    pub async fn mounts(self: &Arc<Self>, key: &str) -> Result<Vec<Mount>, SnapshotError> {
+        let chain = self.store.chain(key)?;
+        let row = Arc::clone(&chain[0]);
+        if row.kind == Kind::Committed {
+            return Err(MetaError::Committed(key.into()).into());
+        }
+        let lowers = self.mount_chain(&chain[1..]).await?.lowers.clone();
+        let snapshotter = Arc::clone(self);
+        let stack = blocking(move || {
+            snapshotter.make_directories(&row, lowers.first().map(|lower| lower.as_path()))?;
+            Ok(snapshotter.stack(&row, lowers))
+        });
+        Ok(stack.await?.mounts())
+    }
+
+    pub async fn commit(self: &Arc<Self>, mut committing: Committing) -> Result<(), SnapshotError> {
+        let snapshotter = Arc::clone(self);
+        blocking(move || {
+            let row = snapshotter.store.get(&committing.key);
+            if let Some(active) = row.ok().filter(|row| row.kind == Kind::Active) {
+                committing.usage = snapshotter.measure(active.id)?;
+            }
+            snapshotter.store.commit(committing)?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Removes the row; [`Snapshotter::clean_up`] does the rest.
+    pub async fn remove(self: &Arc<Self>, key: String) -> Result<(), SnapshotError> {
+        let snapshotter = Arc::clone(self);
+        blocking(move || {
+            snapshotter.store.remove(&key)?;
+            Ok(())
+        })
+        .await
+    }
+
+    pub fn stat(&self, key: &str) -> Result<Arc<Snapshot>, SnapshotError> {
+        Ok(self.store.get(key)?)
+    }
+
+    pub fn list(&self, filters: &[String]) -> Result<Vec<Arc<Snapshot>>, SnapshotError> {
+        Ok(self.store.list(&Filters::parse(filters).map_err(MetaError::from)?))
+    }
+
+    pub async fn update(self: &Arc<Self>, updating: Updating) -> Result<Arc<Snapshot>, SnapshotError> {
+        let snapshotter = Arc::clone(self);
+        blocking(move || Ok(snapshotter.store.update(updating)?)).await
+    }
+
+    /// What the snapshot takes without its parents: of a remote layer what the node keeps of it.
+    pub async fn usage(self: &Arc<Self>, key: &str) -> Result<Usage, SnapshotError> {
+        let row = self.store.get(key)?;
+        if let Some(remote) = &row.remote {
+            return Ok(Usage { bytes: self.layers.stored_bytes(remote.layer.digest), inodes: 1 });
+        }
+        match row.usage {
+            Some(usage) => Ok(usage),
+            None => {
+                let snapshotter = Arc::clone(self);
+                blocking(move || snapshotter.measure(row.id)).await
+            }
+        }
+    }
+
+    /// Unmounts the layers under no container, and deletes the directories of no snapshot.
+    pub async fn clean_up(self: &Arc<Self>) -> Result<(), SnapshotError> {
+        let snapshotter = Arc::clone(self);
+        blocking(move || {
+            snapshotter.layers.sweep(&snapshotter.layers_in_use());
+            snapshotter.delete_garbage()
+        })
+        .await
+    }
+
+    fn layers_in_use(&self) -> HashSet<(Sha256Digest, Sha256Digest)> {
+        let all = self.store.list(&Filters::default());
+        let top = all.iter().filter(|row| row.kind != Kind::Committed);
+        let chains = top.filter_map(|row| self.store.chain(&row.name).ok());
+        let remotes = chains.flatten().filter_map(|row| {
+            let remote = row.remote.as_ref()?;
+            Some((remote.layer.digest, remote.chain_id))
+        });
+        remotes.collect()
+    }
+
+    /// A directory is made after its row, and numbers are never used twice: one without a row is garbage.
+    fn delete_garbage(&self) -> Result<(), SnapshotError> {
+        let directory = self.place.snapshots();
+        let entries = fs::read_dir(&directory).map_err(SnapshotError::file(&directory))?;
+        let found: Vec<SnapshotId> = entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok().map(SnapshotId))
+            .collect();
+        let alive: HashSet<_> = self.store.list(&Filters::default()).iter().map(|row| row.id).collect();
+        for id in found.into_iter().filter(|id| !alive.contains(id)) {
+            let path = self.place.snapshot(id);
+            fs::remove_dir_all(&path).map_err(SnapshotError::file(&path))?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn parents(&self, parent: &str) -> Result<Chained, SnapshotError> {
+        if parent.is_empty() { Ok(Chained::new()) } else { Ok(self.store.chain(parent)?) }
+    }
+
+    async fn mount_chain(&self, chain: &[Arc<Snapshot>]) -> Result<Mounted, SnapshotError> {
+        let layers: Vec<_> = chain
+            .iter()
+            .map(|row| match &row.remote {
+                Some(remote) => ChainLayer::Remote(remote.clone()),
+                None => ChainLayer::Directory(self.place.upper(row.id)),
+            })
+            .collect();
+        Ok(self.layers.mount(&layers, Instant::now() + self.waits.start).await?)
+    }
+
+    fn stack(&self, row: &Snapshot, lowers: Vec<std::path::PathBuf>) -> Stack {
+        let own =
+            |access| Upper { directory: self.place.upper(row.id), work: self.place.work(row.id), access };
+        let upper = match row.kind {
+            Kind::View if lowers.is_empty() => Some(own(Access::ReadOnly)),
+            Kind::View => None,
+            Kind::Active | Kind::Committed => Some(own(Access::ReadWrite)),
+        };
+        Stack { upper, lowers }
+    }
+
+    /// The root of what a container sees has the attributes of the upper directory: they are copied from below.
+    fn make_directories(&self, row: &Snapshot, lower: Option<&Path>) -> Result<(), SnapshotError> {
+        let (upper, work) = (self.place.upper(row.id), self.place.work(row.id));
+        if upper.exists() {
+            return Ok(());
+        }
+        let made = self.place.snapshot(row.id).join("new");
+        fs::create_dir_all(&made).map_err(SnapshotError::file(&made))?;
+        let attributes = lower.map_or(Ok((0o755, 0, 0)), |lower| {
+            let metadata = fs::metadata(lower).map_err(SnapshotError::file(lower))?;
+            Ok::<_, SnapshotError>((metadata.mode() & 0o7777, metadata.uid(), metadata.gid()))
+        })?;
+        set_attributes(&made, attributes).map_err(SnapshotError::file(&made))?;
+        fs::create_dir_all(&work).map_err(SnapshotError::file(&work))?;
+        fs::rename(&made, &upper).map_err(SnapshotError::file(&upper))
+    }
+
+    fn measure(&self, id: SnapshotId) -> Result<Usage, SnapshotError> {
+        let upper = self.place.upper(id);
+        usage::of_directory(&upper).map_err(SnapshotError::file(&upper))
+    }
+}
+
+fn set_attributes(path: &Path, (mode, uid, gid): (u32, u32, u32)) -> io::Result<()> {
+    std::os::unix::fs::chown(path, Some(uid), Some(gid))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+/// Runs what may wait for the disk where waiting is allowed.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SnapshotError> + Send + 'static,
+) -> Result<T, SnapshotError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(SnapshotError::Interrupted))
+}

@@ -1,0 +1,192 @@
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use d7y_chassis::daemon::{Daemon, DaemonName};
+use d7y_chassis::listen;
+use d7y_chassis::metrics::{self, Health};
+use d7y_chassis::tasks::{OnEnd, Tasks};
+use d7y_fuse::Session;
+use d7y_peer_client::{Link, LocalClient};
+use d7y_proto::snapshots::snapshots_server::SnapshotsServer;
+use tokio::net::UnixListener;
+use tokio::runtime::Handle;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Server;
+
+use crate::announce::Announcer;
+use crate::config::Config;
+use crate::layers::{Connection, FUSE_DESCRIPTOR, LayerFilesystem, Layers, LayersParts, Reader, Registry};
+use crate::meta::Store;
+use crate::metrics::Metrics;
+use crate::place::Place;
+use crate::resolve::{ContainerdContent, Resolver};
+use crate::service::SnapshotsService;
+use crate::snapshotter::{Snapshotter, Waits};
+use crate::trace::Recorder;
+
+pub const DAEMON: Daemon = Daemon {
+    name: DaemonName::new("d7y-snapshotter"),
+    about: "Mounts container images for containerd before they have been downloaded",
+    version: env!("CARGO_PKG_VERSION"),
+    shorthands: &[],
+};
+
+/// Requests of one connection at once: containerd sends all of a node's over one.
+const MAX_CONCURRENT_REQUESTS: u32 = 1024;
+/// How long handing a descriptor to the peer may take before it is tried again.
+const PARK_DEADLINE: Duration = Duration::from_secs(5);
+const PARK_PAUSE: Duration = Duration::from_millis(200);
+/// How long reads in flight may take at the stop; the others are left to the next snapshotter.
+const SESSION_STOP: Duration = Duration::from_secs(2);
+
+/// Takes over what an earlier snapshotter left, binds every socket, then spawns the snapshotter's tasks.
+pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<()> {
+    let listener = listen::bind_unix(&config.socket, "socket")?;
+    let mut observability = Vec::new();
+    if let Some(address) = config.metrics.listen {
+        observability.push(listen::bind(address, "metrics.listen").await?);
+    }
+    let mut registry = metrics::registry(DAEMON.name, DAEMON.version);
+    let own_metrics = Metrics::new();
+    own_metrics.register(&mut registry);
+    let health = Health::new();
+
+    let place = Place::create(&config.root_directory, &config.run_directory)
+        .context("cannot make rootDirectory or runDirectory")?;
+    let peer = LocalClient::new(&config.peer.socket);
+    let (snapshotter, session) = take_over(&config, &tasks, place, &peer, own_metrics).await?;
+
+    metrics::serve(&tasks, observability, Arc::new(registry), health);
+    let layers = Arc::clone(&snapshotter.layers);
+    supervise(&tasks, "pins", {
+        let (layers, peer) = (Arc::clone(&layers), peer.clone());
+        async move { layers.pins().tell(&peer).await }
+    });
+    supervise(&tasks, "peer link", follow_peer(peer, Arc::clone(&session), layers));
+    watch_session(&tasks, session);
+    serve_containerd(&tasks, listener, snapshotter);
+    Ok(())
+}
+
+async fn take_over(
+    config: &Config,
+    tasks: &Tasks,
+    place: Place,
+    peer: &LocalClient,
+    metrics: Metrics,
+) -> anyhow::Result<(Arc<Snapshotter>, Arc<Session>)> {
+    let store = Arc::new(Store::open(&place.database()).context("cannot open the snapshot database")?);
+    let registry = Registry::open(store.database()).context("cannot open the snapshot database")?;
+    let recorder = Arc::new(Recorder::default());
+    let filesystem = Arc::new(LayerFilesystem::new(Arc::new(Reader {
+        peer: peer.clone(),
+        runtime: Handle::current(),
+        waiting: TaskTracker::new(),
+        deadline: config.read_deadline.get(),
+        metrics: metrics.clone(),
+        recorder: Arc::clone(&recorder),
+    })));
+    let connection = Connection::find(peer, &place, config.driver).await?;
+    let layers = Arc::new(Layers::new(LayersParts {
+        peer: peer.clone(),
+        registry,
+        filesystem: Arc::clone(&filesystem),
+        driver: connection.driver,
+        place: place.clone(),
+        metrics: metrics.clone(),
+    }));
+    tracing::info!(driver = ?connection.driver, "layers are mounted with this driver");
+    layers.adopt(connection.is_live())?;
+    let session = Arc::new(connection.serve(&place, filesystem)?);
+    let content = config.containerd.socket.clone().map(ContainerdContent::new);
+    let snapshotter = Snapshotter {
+        store,
+        layers,
+        place,
+        resolver: content.map(|content| Resolver::new(Arc::new(content))),
+        peer: peer.clone(),
+        announcer: Announcer::new(peer.clone()),
+        recorder,
+        metrics,
+        tasks: tasks.clone(),
+        waits: Waits {
+            prepare: config.prepare_wait.get(),
+            start: config.start_deadline.get(),
+            trace: config.trace.window.get(),
+        },
+    };
+    Ok((Arc::new(snapshotter), session))
+}
+
+/// Parks the FUSE descriptor with each new peer, and opens the layers anew there.
+async fn follow_peer(peer: LocalClient, session: Arc<Session>, layers: Arc<Layers>) {
+    let (mut link, mut parked_with) = (peer.link(), 0);
+    loop {
+        let now = *link.borrow_and_update();
+        if let Link::Up(generation) = now
+            && generation != parked_with
+        {
+            match park(&peer, &session).await {
+                Ok(()) if parked_with == 0 => parked_with = generation,
+                Ok(()) => {
+                    parked_with = generation;
+                    layers.refresh().await;
+                }
+                Err(error) => {
+                    tracing::warn!("the FUSE descriptor is not parked with the peer: {error:#}");
+                    tokio::time::sleep(PARK_PAUSE).await;
+                    continue;
+                }
+            }
+        }
+        if link.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn park(peer: &LocalClient, session: &Session) -> anyhow::Result<()> {
+    use std::os::fd::AsFd;
+    let descriptor = session.duplicate().context("cannot duplicate the descriptor")?;
+    Ok(peer.put_descriptor(FUSE_DESCRIPTOR, descriptor.as_fd(), PARK_DEADLINE).await?)
+}
+
+/// A FUSE connection that ends by itself ends the snapshotter: the next one mounts anew.
+fn watch_session(tasks: &Tasks, session: Arc<Session>) {
+    let stopping = tasks.shutdown().stopping();
+    tasks.spawn("fuse session", OnEnd::Fatal, async move {
+        let waiting = Arc::clone(&session);
+        let ended = tokio::task::spawn_blocking(move || waiting.wait());
+        match stopping.run_until_cancelled(ended).await {
+            Some(end) => bail!("the FUSE connection has ended: {:?}; containers must be started anew", end?),
+            None => {
+                let stopped = tokio::task::spawn_blocking(move || session.stop(SESSION_STOP)).await?;
+                tracing::info!(?stopped, "the FUSE mount waits for the next snapshotter");
+                Ok(())
+            }
+        }
+    });
+}
+
+fn serve_containerd(tasks: &Tasks, listener: UnixListener, snapshotter: Arc<Snapshotter>) {
+    let closing = tasks.shutdown().closing();
+    tasks.spawn("snapshots service", OnEnd::Fatal, async move {
+        let served = Server::builder()
+            .max_concurrent_streams(MAX_CONCURRENT_REQUESTS)
+            .add_service(SnapshotsServer::new(SnapshotsService(snapshotter)))
+            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), closing.cancelled_owned());
+        served.await
+    });
+}
+
+fn supervise(tasks: &Tasks, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+    let stopping = tasks.shutdown().stopping();
+    tasks.spawn(name, OnEnd::Fatal, async move {
+        stopping.run_until_cancelled(work).await;
+        Ok::<_, Infallible>(())
+    });
+}
