@@ -80,14 +80,26 @@ impl Registries {
     }
 
     /// Where to ask, in this order: the mirrors, then the registry itself.
+    ///
+    /// containerd's `distribution.source` labels name a registry without its port. Such a name means the configured
+    /// registries that it is the host of, if there are any.
     pub fn endpoints(&self, registry: &str) -> Result<Vec<Endpoint>, OriginError> {
         let name = registry.to_ascii_lowercase();
-        let mirrors = self.configured.get(&name).map(|entry| entry.mirrors.as_slice()).unwrap_or_default();
-        let mirrors = mirrors.iter().map(|mirror| self.endpoint(&mirror.to_ascii_lowercase(), Some(&name)));
-        mirrors
-            .chain([self.endpoint(&name, None)])
-            .collect::<Option<_>>()
-            .ok_or_else(|| OriginError::Name(clip(registry)))
+        let prefix = format!("{name}:");
+        let with_port = || self.configured.keys().filter(|host| host.starts_with(&prefix));
+        let names: Vec<&str> = match self.configured.contains_key(&name) || with_port().next().is_none() {
+            true => vec![&name],
+            false => with_port().map(String::as_str).collect(),
+        };
+        let all = names.into_iter().flat_map(|name| self.with_mirrors(name));
+        all.collect::<Option<_>>().ok_or_else(|| OriginError::Name(clip(registry)))
+    }
+
+    fn with_mirrors<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Option<Endpoint>> + 'a {
+        let mirrors = self.configured.get(name).map(|entry| entry.mirrors.as_slice()).unwrap_or_default();
+        let mirrors =
+            mirrors.iter().map(move |mirror| self.endpoint(&mirror.to_ascii_lowercase(), Some(name)));
+        mirrors.chain([self.endpoint(name, None)])
     }
 
     fn endpoint(&self, name: &str, mirror_of: Option<&str>) -> Option<Endpoint> {
@@ -194,6 +206,7 @@ mod tests {
             ("registry.example", Some(&["https://registry.example/"])),
             ("Registry.Example:444", Some(&["https://registry.example:444/"])),
             ("plain.example:5000", Some(&["http://plain.example:5000/"])),
+            ("plain.example", Some(&["http://plain.example:5000/"])),
             ("localhost:5000", Some(&["http://localhost:5000/"])),
             ("127.0.0.9", Some(&["http://127.0.0.9/"])),
             ("[::1]:5000", Some(&["http://[::1]:5000/"])),
