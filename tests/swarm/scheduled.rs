@@ -64,7 +64,7 @@ async fn join(cluster: &Cluster, scheduler: SocketAddr, name: &str, role: Role) 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_second_node_takes_from_the_first_what_it_has() {
     let registry = FakeRegistry::start().await;
-    let layer = TestLayer::random(30, 50_000);
+    let layer = TestLayer::random(100, 50_000);
     let reference = layer.push(&registry);
     let (cluster, scheduler) = (Cluster::new(), Scheduler::start(any()).await);
     let seed = join(&cluster, scheduler.address, "seed", Role::Seed).await;

@@ -1,4 +1,5 @@
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 
 use crate::{Bits, Lane, ParentId};
 
@@ -9,10 +10,17 @@ const READ_AHEAD_MOST: u32 = 64;
 /// A demand this little ahead of the last one still counts as sequential: the kernel skips what it has cached.
 const SEQUENTIAL_GAP: u32 = 8;
 
+/// However small its frame, a chunk counts for this much: a background window is then at most the 4096 frames that a
+/// server queues per lane before it stops reading requests, demands among them.
+const MIN_WEIGHT_BYTES: u64 = 64;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChunkState {
     Absent,
+    /// Waits in the queue of this lane.
     Wanted(Lane),
+    /// Wanted, but no parent holds it: goes back to its lane when a holder appears.
+    Unheld(Lane),
     InFlight,
     Present,
 }
@@ -24,34 +32,55 @@ pub(crate) struct LayerState {
     pub chunks: Vec<ChunkState>,
     missing: u32,
     pub holders: HashMap<ParentId, Bits>,
-    /// Wanted, but no parent holds them: they go back to their lanes when a holder appears.
-    unheld: Vec<u32>,
-    next_demand: u32,
-    read_ahead: u32,
+    /// The chunks in state `Unheld`.
+    unheld: BTreeSet<u32>,
+    /// Where background order begins.
+    first: u32,
+    reader: Reader,
+}
+
+/// The last reader of a layer.
+#[derive(Debug, Default)]
+struct Reader {
+    /// Where the next read counts as sequential: from behind the last one to a little behind what was read ahead.
+    expected: Range<u32>,
+    ahead: u32,
 }
 
 impl LayerState {
-    pub fn new(frame_bytes: Vec<u32>, present: &Bits) -> Self {
+    /// `rotation` says where background order begins.
+    pub fn new(frame_bytes: Vec<u32>, present: &Bits, rotation: u64) -> Self {
         let state = |(n, bytes): (usize, &u32)| match *bytes == 0 || present.get(n as u32) {
             true => ChunkState::Present,
             false => ChunkState::Absent,
         };
         let chunks: Vec<_> = frame_bytes.iter().enumerate().map(state).collect();
         let missing = chunks.iter().filter(|state| **state != ChunkState::Present).count() as u32;
+        let first = rotation.checked_rem(chunks.len() as u64).unwrap_or(0) as u32;
         Self {
             missing,
             frame_bytes,
             chunks,
             holders: HashMap::new(),
-            unheld: Vec::new(),
+            unheld: BTreeSet::new(),
+            first,
             // The first read of a layer says nothing about the next.
-            next_demand: u32::MAX,
-            read_ahead: 0,
+            reader: Reader::default(),
         }
     }
 
     pub fn len(&self) -> u32 {
         self.chunks.len() as u32
+    }
+
+    /// What a chunk takes of a parent's window.
+    pub fn weight(&self, chunk: u32) -> u64 {
+        u64::from(self.frame_bytes[chunk as usize]).max(MIN_WEIGHT_BYTES)
+    }
+
+    /// All chunks, in background order.
+    pub fn all(&self) -> impl Iterator<Item = u32> + use<> {
+        (self.first..self.len()).chain(0..self.first)
     }
 
     pub fn is_complete(&self) -> bool {
@@ -60,8 +89,10 @@ impl LayerState {
 
     /// Notes that a chunk came; false when there is no such chunk.
     pub fn arrived(&mut self, chunk: u32) -> bool {
-        let Some(state) = self.chunks.get_mut(chunk as usize) else { return false };
-        if std::mem::replace(state, ChunkState::Present) != ChunkState::Present {
+        if chunk >= self.len() {
+            return false;
+        }
+        if self.replace(chunk, ChunkState::Present) != ChunkState::Present {
             self.missing -= 1;
         }
         true
@@ -69,61 +100,70 @@ impl LayerState {
 
     /// Notes that a chunk went; zeros stay.
     pub fn gone(&mut self, chunk: u32) {
-        let Some(state) = self.chunks.get_mut(chunk as usize) else { return };
-        if self.frame_bytes[chunk as usize] == 0 {
-            return;
-        }
-        if std::mem::replace(state, ChunkState::Absent) == ChunkState::Present {
+        let fetched = self.frame_bytes.get(chunk as usize).is_some_and(|bytes| *bytes > 0);
+        if fetched && self.replace(chunk, ChunkState::Absent) == ChunkState::Present {
             self.missing += 1;
         }
     }
 
-    /// Marks a chunk as wanted; false when it is there, under way, or waiting in this or a higher lane already.
+    /// Marks a chunk as wanted; true when it is to be queued in that lane.
     pub fn want(&mut self, chunk: u32, lane: Lane) -> bool {
-        let Some(state) = self.chunks.get_mut(chunk as usize) else { return false };
-        let fresh = match *state {
-            ChunkState::Absent => true,
-            ChunkState::Wanted(current) => lane < current,
-            ChunkState::InFlight | ChunkState::Present => false,
-        };
-        if fresh {
-            *state = ChunkState::Wanted(lane);
+        match self.chunks.get(chunk as usize) {
+            Some(ChunkState::Absent) => {}
+            Some(ChunkState::Wanted(current) | ChunkState::Unheld(current)) if lane < *current => {}
+            _ => return false,
         }
-        fresh
+        self.replace(chunk, ChunkState::Wanted(lane));
+        true
     }
 
-    /// Notes a demand and returns the chunks that a sequential reader will want next.
-    pub fn read_ahead(&mut self, chunk: u32) -> std::ops::Range<u32> {
-        let sequential = (self.next_demand..self.next_demand.saturating_add(SEQUENTIAL_GAP)).contains(&chunk);
-        self.next_demand = chunk.saturating_add(1);
-        if !sequential {
-            self.read_ahead = 0;
-            return 0..0;
-        }
-        self.read_ahead = (self.read_ahead * 2).clamp(READ_AHEAD_FIRST, READ_AHEAD_MOST);
-        chunk + 1..(chunk + 1 + self.read_ahead).min(self.len())
+    /// Notes a read and returns the chunks that a sequential reader will want next.
+    pub fn read_ahead(&mut self, read: Range<u32>) -> Range<u32> {
+        let sequential = self.reader.expected.contains(&read.start);
+        self.reader.ahead = match sequential {
+            true => (self.reader.ahead * 2).clamp(READ_AHEAD_FIRST, READ_AHEAD_MOST),
+            false => 0,
+        };
+        let ahead = read.end..read.end.saturating_add(self.reader.ahead).min(self.len());
+        self.reader.expected = read.end..ahead.end.saturating_add(SEQUENTIAL_GAP);
+        ahead
     }
 
     pub fn waits_in(&self, chunk: u32, lane: Lane) -> bool {
         self.chunks.get(chunk as usize) == Some(&ChunkState::Wanted(lane))
     }
 
-    pub fn set_aside(&mut self, chunk: u32) {
-        self.unheld.push(chunk);
+    /// Takes a chunk out of the queues until a holder appears.
+    pub fn set_aside(&mut self, chunk: u32, lane: Lane) {
+        self.replace(chunk, ChunkState::Unheld(lane));
+        self.unheld.insert(chunk);
     }
 
-    /// Chunks that were set aside; to be queued again when somebody gained chunks of this layer.
-    pub fn take_unheld(&mut self) -> Vec<(u32, Lane)> {
-        let chunks = std::mem::take(&mut self.unheld).into_iter();
-        let waiting = |n: u32| match self.chunks[n as usize] {
-            ChunkState::Wanted(lane) => Some((n, lane)),
-            _ => None,
-        };
-        chunks.filter_map(waiting).collect()
+    /// Puts a chunk back when it was set aside; returns the lane to queue it in.
+    pub fn take_back(&mut self, chunk: u32) -> Option<Lane> {
+        let ChunkState::Unheld(lane) = *self.chunks.get(chunk as usize)? else { return None };
+        self.replace(chunk, ChunkState::Wanted(lane));
+        Some(lane)
+    }
+
+    /// Chunks that were set aside and that `holder` has, in background order.
+    pub fn unheld_of(&self, holder: ParentId) -> Vec<u32> {
+        let Some(bits) = self.holders.get(&holder) else { return Vec::new() };
+        let rotated = self.unheld.range(self.first..).chain(self.unheld.range(..self.first));
+        rotated.copied().filter(|chunk| bits.get(*chunk)).collect()
     }
 
     /// Whether a reader waits for a chunk that no parent holds.
     pub fn has_unheld_demand(&self) -> bool {
-        self.unheld.iter().any(|n| self.chunks[*n as usize] == ChunkState::Wanted(Lane::Demand))
+        self.unheld.iter().any(|n| self.chunks[*n as usize] == ChunkState::Unheld(Lane::Demand))
+    }
+
+    /// The only way in which a chunk changes its state.
+    pub fn replace(&mut self, chunk: u32, state: ChunkState) -> ChunkState {
+        let before = std::mem::replace(&mut self.chunks[chunk as usize], state);
+        if matches!(before, ChunkState::Unheld(_)) {
+            self.unheld.remove(&chunk);
+        }
+        before
     }
 }

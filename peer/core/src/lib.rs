@@ -3,6 +3,7 @@
 
 mod bits;
 mod layer;
+mod layers;
 mod parent;
 mod planner;
 

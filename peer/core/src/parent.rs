@@ -9,11 +9,14 @@ pub enum ParentRole {
     Seed,
 }
 
-/// Assumed until a parent has shown better: 100 Mbit/s.
+/// Assumed while no parent has shown more: 100 Mbit/s. One that has shown nothing is thought as fast as the fastest, or a
+/// seed that happened to be there first would keep the nodes from ever being tried.
 const FIRST_GUESS_BYTES_PER_SECOND: f64 = 12_500_000.0;
 /// A seed is asked only when the nodes that hold a chunk would take this many times as long, by lane: a blocked
 /// process is not kept waiting for the sake of the seed's link, bulk is.
 const SEED_COST: [f64; 3] = [4.0, 16.0, 32.0];
+/// A parent that delivered nothing for long is thought no slower than this, or it could never prove itself again.
+const LEAST_BYTES_PER_SECOND: f64 = 10_000.0;
 /// Weight of the newest sample in the moving average of a parent's rate.
 const RATE_GAIN: f64 = 0.2;
 
@@ -22,19 +25,15 @@ pub(crate) struct Parent {
     pub role: ParentRole,
     /// Bytes asked for and not yet received, by lane.
     outstanding_bytes: [u64; 3],
-    bytes_per_second: f64,
+    /// Nothing until the first delivery or delay.
+    bytes_per_second: Option<f64>,
     /// When the parent last delivered, or was first asked after being idle.
     busy_since: Option<Instant>,
 }
 
 impl Parent {
     pub fn new(role: ParentRole) -> Self {
-        Self {
-            role,
-            outstanding_bytes: [0; 3],
-            bytes_per_second: FIRST_GUESS_BYTES_PER_SECOND,
-            busy_since: None,
-        }
+        Self { role, outstanding_bytes: [0; 3], bytes_per_second: None, busy_since: None }
     }
 
     /// One request is always allowed, however small the window.
@@ -43,10 +42,11 @@ impl Parent {
         outstanding == 0 || outstanding + bytes <= window_bytes
     }
 
-    /// Estimated seconds until `bytes` more would have arrived, made dearer for seeds.
-    pub fn cost(&self, lane: Lane, bytes: u64) -> f64 {
+    /// Estimated seconds until `bytes` more would have arrived, made dearer for seeds; `guess` is the rate of a parent
+    /// that has shown none.
+    pub fn cost(&self, lane: Lane, bytes: u64, guess: f64) -> f64 {
         let queued: u64 = self.outstanding_bytes.iter().sum();
-        let seconds = (queued + bytes) as f64 / self.bytes_per_second;
+        let seconds = (queued + bytes) as f64 / self.bytes_per_second.unwrap_or(guess);
         match self.role {
             ParentRole::Node => seconds,
             ParentRole::Seed => seconds * SEED_COST[lane as usize],
@@ -65,12 +65,25 @@ impl Parent {
         *outstanding = outstanding.saturating_sub(bytes);
     }
 
+    /// What was asked did not come in time.
+    pub fn is_late(&mut self) {
+        let shown = self.bytes_per_second.unwrap_or(FIRST_GUESS_BYTES_PER_SECOND);
+        self.bytes_per_second = Some((shown / 2.0).max(LEAST_BYTES_PER_SECOND));
+    }
+
     pub fn delivered(&mut self, lane: Lane, bytes: u64, now: Instant) {
         self.forget(lane, bytes);
         if let Some(since) = self.busy_since.replace(now) {
             let elapsed = now.saturating_duration_since(since).max(Duration::from_micros(50));
             let sample = bytes as f64 / elapsed.as_secs_f64();
-            self.bytes_per_second += RATE_GAIN * (sample - self.bytes_per_second);
+            let shown = self.bytes_per_second.unwrap_or(FIRST_GUESS_BYTES_PER_SECOND);
+            self.bytes_per_second = Some(shown + RATE_GAIN * (sample - shown));
         }
     }
+}
+
+/// The rate of a parent that has shown none yet, among these.
+pub(crate) fn guess<'a>(parents: impl Iterator<Item = &'a Parent>) -> f64 {
+    let shown = parents.filter_map(|parent| parent.bytes_per_second);
+    shown.fold(FIRST_GUESS_BYTES_PER_SECOND, f64::max)
 }

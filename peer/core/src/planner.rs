@@ -1,10 +1,14 @@
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use crate::layer::{ChunkState, LayerState};
-use crate::parent::{Parent, ParentRole};
+use crate::layers::{LayerId, Layers};
+use crate::parent::{Parent, ParentRole, guess};
 use crate::{Bits, Lane, LayerKey};
+
+/// Chunks that wait for a parent's window and are passed over in one call. More would cost time on every arrival.
+const LOOK_PAST: usize = 8;
 
 /// A parent, as numbered by the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -41,7 +45,10 @@ impl Default for Limits {
 
 #[derive(Debug, Clone, Copy)]
 struct InFlight {
+    /// Where it was asked for.
     lane: Lane,
+    /// Who waits for it by now.
+    wanted: Lane,
     parent: ParentId,
     since: Instant,
 }
@@ -50,12 +57,14 @@ struct InFlight {
 #[derive(Debug)]
 pub struct Planner {
     limits: Limits,
-    layers: HashMap<LayerKey, LayerState>,
+    layers: Layers,
     /// Chunks in the order asked for, by lane. An entry whose chunk has moved on is stale and skipped.
-    queues: [VecDeque<(LayerKey, u32)>; 3],
+    queues: [VecDeque<(LayerId, u32)>; 3],
     parents: HashMap<ParentId, Parent>,
     /// Bounded by the parents' windows.
-    in_flight: HashMap<(LayerKey, u32), InFlight>,
+    in_flight: HashMap<(LayerId, u32), InFlight>,
+    /// What was asked for, oldest first. An entry that `in_flight` does not have so is stale and skipped.
+    asked: VecDeque<((LayerId, u32), Instant)>,
     last_urgent: Option<Instant>,
     /// Spreads the background order of different peers, so that they have something to trade.
     rotation: u64,
@@ -65,10 +74,11 @@ impl Planner {
     pub fn new(limits: Limits, rotation: u64) -> Self {
         Self {
             limits,
-            layers: HashMap::new(),
+            layers: Layers::default(),
             queues: Default::default(),
             parents: HashMap::new(),
             in_flight: HashMap::new(),
+            asked: VecDeque::new(),
             last_urgent: None,
             rotation,
         }
@@ -76,14 +86,13 @@ impl Planner {
 
     /// `frame_bytes` holds the transfer size of each chunk, 0 for chunks of zeros (which are never fetched).
     pub fn add_layer(&mut self, layer: LayerKey, frame_bytes: Vec<u32>, present: &Bits) {
-        if let Entry::Vacant(slot) = self.layers.entry(layer) {
-            slot.insert(LayerState::new(frame_bytes, present));
-        }
+        self.layers.add(layer, || LayerState::new(frame_bytes, present, self.rotation));
     }
 
     pub fn remove_layer(&mut self, layer: LayerKey) {
-        self.layers.remove(&layer);
-        self.in_flight.retain(|(key, _), _| *key != layer);
+        let Some(id) = self.layers.id(layer) else { return };
+        self.requeue(|(of, _), _| *of == id);
+        self.layers.remove(layer);
     }
 
     pub fn add_parent(&mut self, parent: ParentId, role: ParentRole) {
@@ -93,49 +102,57 @@ impl Planner {
     /// What was under way at the parent is wanted again.
     pub fn remove_parent(&mut self, parent: ParentId) {
         self.parents.remove(&parent);
-        self.layers.values_mut().for_each(|layer| drop(layer.holders.remove(&parent)));
-        self.requeue(|flight| flight.parent == parent);
+        self.layers.iter_mut().for_each(|layer| drop(layer.holders.remove(&parent)));
+        self.requeue(|_, flight| flight.parent == parent);
     }
 
     /// What the parent holds of a layer; replaces what it said before.
     pub fn set_holding(&mut self, layer: LayerKey, parent: ParentId, bits: Bits) {
         let known = self.parents.contains_key(&parent);
-        if let Some(state) = self.layers.get_mut(&layer).filter(|state| known && state.len() == bits.len()) {
+        let Some((id, state)) = self.layers.get_mut(layer) else { return };
+        if known && state.len() == bits.len() {
             state.holders.insert(parent, bits);
-            self.queue_unheld(layer);
+            let found = state.unheld_of(parent);
+            self.queue_unheld(id, found);
         }
     }
 
+    /// What came to the parent since it said what it holds.
     pub fn add_holding(&mut self, layer: LayerKey, parent: ParentId, chunks: impl IntoIterator<Item = u32>) {
-        let Some(state) = self.layers.get_mut(&layer) else { return };
+        let Some((id, state)) = self.layers.get_mut(layer) else { return };
         let Some(bits) = state.holders.get_mut(&parent) else { return };
-        chunks.into_iter().for_each(|chunk| bits.set(chunk));
-        self.queue_unheld(layer);
+        let chunks: Vec<u32> = chunks.into_iter().collect();
+        chunks.iter().for_each(|chunk| bits.set(*chunk));
+        self.queue_unheld(id, chunks);
     }
 
     pub fn is_present(&self, layer: LayerKey, chunk: u32) -> bool {
-        self.layers.get(&layer).is_some_and(|s| s.chunks.get(chunk as usize) == Some(&ChunkState::Present))
+        self.layers.get(layer).is_some_and(|s| s.chunks.get(chunk as usize) == Some(&ChunkState::Present))
     }
 
     /// Whether all chunks of a known layer are on this node.
     pub fn is_complete(&self, layer: LayerKey) -> bool {
-        self.layers.get(&layer).is_some_and(LayerState::is_complete)
+        self.layers.get(layer).is_some_and(LayerState::is_complete)
     }
 
+    /// Queues what is missing of these chunks; demands of one call are one read, in order.
     pub fn want(&mut self, layer: LayerKey, chunks: impl IntoIterator<Item = u32>, lane: Lane, now: Instant) {
-        let Some(state) = self.layers.get_mut(&layer) else { return };
-        let mut ahead = 0..0;
-        for chunk in chunks {
+        let Some((id, state)) = self.layers.get_mut(layer) else { return };
+        let len = state.len();
+        let mut read: Option<Range<u32>> = None;
+        for chunk in chunks.into_iter().filter(|chunk| *chunk < len) {
             if state.want(chunk, lane) {
-                self.queues[lane as usize].push_back((layer, chunk));
+                self.queues[lane as usize].push_back((id, chunk));
+            } else if let Some(flight) = self.in_flight.get_mut(&(id, chunk)) {
+                flight.wanted = flight.wanted.min(lane);
             }
-            if lane == Lane::Demand {
-                ahead = state.read_ahead(chunk);
-            }
+            read = Some(read.map_or(chunk, |read| read.start)..chunk + 1);
         }
-        for chunk in ahead {
-            if state.want(chunk, Lane::Prefetch) {
-                self.queues[Lane::Prefetch as usize].push_back((layer, chunk));
+        if let Some(read) = read.filter(|_| lane == Lane::Demand) {
+            for chunk in state.read_ahead(read) {
+                if state.want(chunk, Lane::Prefetch) {
+                    self.queues[Lane::Prefetch as usize].push_back((id, chunk));
+                }
             }
         }
         if lane != Lane::Background {
@@ -145,52 +162,50 @@ impl Planner {
 
     /// Queues all that is missing of a layer in the background lane.
     pub fn want_rest(&mut self, layer: LayerKey, now: Instant) {
-        let Some(len) = self.layers.get(&layer).map(LayerState::len) else { return };
-        let start = if len == 0 { 0 } else { (self.rotation % u64::from(len)) as u32 };
-        self.want(layer, (start..len).chain(0..start), Lane::Background, now);
+        let Some(all) = self.layers.get(layer).map(LayerState::all) else { return };
+        self.want(layer, all, Lane::Background, now);
     }
 
     /// A verified chunk is on this node, from whomever.
     pub fn arrived(&mut self, layer: LayerKey, chunk: u32, now: Instant) {
-        let Some(state) = self.layers.get_mut(&layer) else { return };
+        let Some((id, state)) = self.layers.get_mut(layer) else { return };
         if !state.arrived(chunk) {
             return;
         }
-        if let Some(flight) = self.in_flight.remove(&(layer, chunk))
+        if let Some(flight) = self.in_flight.remove(&(id, chunk))
             && let Some(parent) = self.parents.get_mut(&flight.parent)
         {
-            parent.delivered(flight.lane, u64::from(state.frame_bytes[chunk as usize]), now);
+            parent.delivered(flight.lane, state.weight(chunk), now);
         }
     }
 
     /// The parent said that it has no such chunk, or sent a bad one: ask another.
     pub fn refused(&mut self, layer: LayerKey, chunk: u32, by: ParentId) {
-        let Some(state) = self.layers.get_mut(&layer) else { return };
+        let Some((id, state)) = self.layers.get_mut(layer) else { return };
         if let Some(bits) = state.holders.get_mut(&by) {
             bits.clear(chunk);
         }
-        if self.in_flight.get(&(layer, chunk)).is_some_and(|flight| flight.parent == by) {
-            self.put_back(layer, chunk);
+        if self.in_flight.get(&(id, chunk)).is_some_and(|flight| flight.parent == by) {
+            self.put_back(id, chunk);
         }
     }
 
     /// A chunk could not be kept (disk full): it was delivered, but is absent again.
     pub fn dropped(&mut self, layer: LayerKey, chunk: u32, now: Instant) {
         self.arrived(layer, chunk, now);
-        if let Some(state) = self.layers.get_mut(&layer) {
+        if let Some((_, state)) = self.layers.get_mut(layer) {
             state.gone(chunk);
         }
     }
 
     /// Whether somebody waits for a chunk that no parent holds.
     pub fn has_orphans(&self, layer: LayerKey) -> bool {
-        self.layers.get(&layer).is_some_and(LayerState::has_unheld_demand)
+        self.layers.get(layer).is_some_and(LayerState::has_unheld_demand)
     }
 
     /// Requests to send now, highest lane first.
     pub fn next_requests(&mut self, now: Instant) -> Vec<Request> {
-        let overdue = self.limits.overdue;
-        self.requeue(|flight| now.saturating_duration_since(flight.since) >= overdue);
+        self.requeue_overdue(now);
         let mut requests = Vec::new();
         for lane in Lane::ALL {
             if lane == Lane::Background && !self.is_quiet(now) {
@@ -219,48 +234,86 @@ impl Planner {
     /// Assigns what waits in a lane; false when something that has holders is left for want of window.
     fn plan_lane(&mut self, lane: Lane, now: Instant, out: &mut Vec<Request>) -> bool {
         let window = self.limits.window_bytes[lane as usize];
-        while let Some(&(key, chunk)) = self.queues[lane as usize].front() {
-            let Some(state) = self.layers.get_mut(&key).filter(|state| state.waits_in(chunk, lane)) else {
-                self.queues[lane as usize].pop_front();
-                continue;
-            };
-            let bytes = u64::from(state.frame_bytes[chunk as usize]);
-            match choose(&self.parents, state, chunk, lane, window) {
-                Choice::NoWindow => return false,
-                Choice::NoHolder => state.set_aside(chunk),
+        let guess = guess(self.parents.values());
+        // What waits for the window of one parent does not keep what others hold.
+        let mut blocked = Vec::new();
+        while blocked.len() < LOOK_PAST
+            && let Some((id, chunk)) = self.queues[lane as usize].pop_front()
+        {
+            let layer = self.layers.by_id(id).filter(|(_, state)| state.waits_in(chunk, lane));
+            let Some((key, state)) = layer else { continue };
+            match choose(&self.parents, state, chunk, Terms { lane, window_bytes: window, guess }) {
+                Choice::NoWindow => blocked.push((id, chunk)),
+                Choice::NoHolder => state.set_aside(chunk, lane),
                 Choice::Parent(parent) => {
-                    state.chunks[chunk as usize] = ChunkState::InFlight;
-                    self.in_flight.insert((key, chunk), InFlight { lane, parent, since: now });
-                    self.parents.get_mut(&parent).expect("chosen from this map").asked(lane, bytes, now);
+                    state.replace(chunk, ChunkState::InFlight);
+                    let flight = InFlight { lane, wanted: lane, parent, since: now };
+                    self.in_flight.insert((id, chunk), flight);
+                    self.asked.push_back(((id, chunk), now));
+                    let chosen = self.parents.get_mut(&parent).expect("chosen from this map");
+                    chosen.asked(lane, state.weight(chunk), now);
                     append(out, parent, key, lane, chunk);
                 }
             }
-            self.queues[lane as usize].pop_front();
         }
-        true
+        let done = blocked.is_empty();
+        blocked.into_iter().rev().for_each(|entry| self.queues[lane as usize].push_front(entry));
+        done
     }
 
-    fn queue_unheld(&mut self, layer: LayerKey) {
-        let Some(state) = self.layers.get_mut(&layer) else { return };
-        for (chunk, lane) in state.take_unheld() {
-            self.queues[lane as usize].push_back((layer, chunk));
+    fn queue_unheld(&mut self, id: LayerId, chunks: Vec<u32>) {
+        let Some((_, state)) = self.layers.by_id(id) else { return };
+        for chunk in chunks {
+            if let Some(lane) = state.take_back(chunk) {
+                self.queues[lane as usize].push_back((id, chunk));
+            }
         }
     }
 
-    fn requeue(&mut self, which: impl Fn(&InFlight) -> bool) {
-        let hit: Vec<_> = self.in_flight.iter().filter(|(_, f)| which(f)).map(|(key, _)| *key).collect();
-        hit.into_iter().for_each(|(layer, chunk)| self.put_back(layer, chunk));
+    /// Parents that let chunks become overdue are thought slower from now on, so that others are asked.
+    fn requeue_overdue(&mut self, now: Instant) {
+        let mut overdue = Vec::new();
+        while let Some((key, since)) = self.asked.front() {
+            let flight = self.in_flight.get(key).filter(|flight| flight.since == *since);
+            if flight.is_some() && now.saturating_duration_since(*since) < self.limits.overdue {
+                break;
+            }
+            overdue.extend(flight.map(|flight| (*key, flight.parent)));
+            self.asked.pop_front();
+        }
+        let late: BTreeSet<ParentId> = overdue.iter().map(|(_, parent)| *parent).collect();
+        for parent in late {
+            self.parents.entry(parent).and_modify(Parent::is_late);
+        }
+        // Backwards, so that the first is the first again.
+        overdue.into_iter().rev().for_each(|((id, chunk), _)| self.put_back(id, chunk));
     }
 
-    fn put_back(&mut self, layer: LayerKey, chunk: u32) {
-        let Some(flight) = self.in_flight.remove(&(layer, chunk)) else { return };
-        let Some(state) = self.layers.get_mut(&layer) else { return };
-        state.chunks[chunk as usize] = ChunkState::Wanted(flight.lane);
-        self.queues[flight.lane as usize].push_front((layer, chunk));
+    fn requeue(&mut self, which: impl Fn(&(LayerId, u32), &InFlight) -> bool) {
+        let hit = self.in_flight.iter().filter(|(key, flight)| which(key, flight));
+        let mut hit: Vec<_> = hit.map(|(key, _)| *key).collect();
+        hit.sort_unstable();
+        hit.into_iter().rev().for_each(|(id, chunk)| self.put_back(id, chunk));
+    }
+
+    fn put_back(&mut self, id: LayerId, chunk: u32) {
+        let Some(flight) = self.in_flight.remove(&(id, chunk)) else { return };
+        let Some((_, state)) = self.layers.by_id(id) else { return };
+        state.replace(chunk, ChunkState::Wanted(flight.wanted));
+        self.queues[flight.wanted as usize].push_front((id, chunk));
         if let Some(parent) = self.parents.get_mut(&flight.parent) {
-            parent.forget(flight.lane, u64::from(state.frame_bytes[chunk as usize]));
+            parent.forget(flight.lane, state.weight(chunk));
         }
     }
+}
+
+/// What a choice goes by, beside who holds the chunk.
+#[derive(Clone, Copy)]
+struct Terms {
+    lane: Lane,
+    window_bytes: u64,
+    /// The rate of a parent that has shown none, in bytes per second.
+    guess: f64,
 }
 
 enum Choice {
@@ -275,14 +328,13 @@ fn choose(
     parents: &HashMap<ParentId, Parent>,
     state: &LayerState,
     chunk: u32,
-    lane: Lane,
-    window_bytes: u64,
+    Terms { lane, window_bytes, guess }: Terms,
 ) -> Choice {
-    let bytes = u64::from(state.frame_bytes[chunk as usize]);
+    let bytes = state.weight(chunk);
     let mut best: Option<(f64, ParentId, bool)> = None;
     for (id, bits) in &state.holders {
         let Some(parent) = parents.get(id).filter(|_| bits.get(chunk)) else { continue };
-        let cost = parent.cost(lane, bytes);
+        let cost = parent.cost(lane, bytes, guess);
         if best.is_none_or(|(least, at, _)| (cost, *id) < (least, at)) {
             best = Some((cost, *id, parent.has_room(lane, bytes, window_bytes)));
         }

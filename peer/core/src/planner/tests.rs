@@ -121,3 +121,88 @@ fn a_chunk_that_the_disk_refused_can_be_asked_for_again() {
     rig.want(&[12], Lane::Demand);
     assert_eq!(rig.asked(), [(SEED, Lane::Demand, vec![12])]);
 }
+
+#[test]
+fn read_ahead_goes_on_where_it_was_right() {
+    let mut rig = Rig::new(200);
+    rig.want(&[10, 11, 12], Lane::Demand);
+    assert_eq!(rig.asked(), [(SEED, Lane::Demand, vec![10, 11, 12])], "one read, however long");
+    let mut next = 13;
+    for ahead in [4, 8, 16, 32] {
+        (0..next).for_each(|chunk| rig.planner.arrived(LAYER, chunk, rig.now));
+        rig.want(&[next], Lane::Demand);
+        for chunk in next..next + 1 + ahead {
+            rig.asked();
+            assert!(!rig.planner.is_present(LAYER, chunk));
+            rig.planner.arrived(LAYER, chunk, rig.now);
+        }
+        assert_eq!(rig.asked(), [], "no more than {ahead} ahead");
+        // What was read ahead is here: the reader asks again only behind it.
+        next += 1 + ahead;
+    }
+    rig.want(&[5, 190], Lane::Demand);
+    rig.want(&[100], Lane::Demand);
+    rig.planner.arrived(LAYER, 190, rig.now);
+    assert_eq!(rig.asked(), [(SEED, Lane::Demand, vec![100])], "a reader that jumps is not read ahead for");
+}
+
+#[test]
+fn a_demand_for_what_is_under_way_in_the_background_is_not_forgotten() {
+    let mut rig = Rig::new(20);
+    rig.planner.want_rest(LAYER, rig.now);
+    assert_eq!(rig.asked(), [(SEED, Lane::Background, vec![0])]);
+    rig.want(&[0], Lane::Demand);
+    assert_eq!(rig.asked(), []);
+    rig.planner.remove_parent(SEED);
+    assert_eq!(rig.asked(), []);
+    assert!(rig.planner.has_orphans(LAYER));
+    rig.planner.add_parent(NODE, ParentRole::Node);
+    rig.planner.set_holding(LAYER, NODE, Bits::all(20));
+    assert_eq!(rig.asked(), [(NODE, Lane::Demand, vec![0])]);
+}
+
+#[test]
+fn a_parent_that_is_late_gives_way_to_another() {
+    let mut rig = Rig::new(20);
+    rig.planner.add_parent(NODE, ParentRole::Node);
+    rig.planner.set_holding(LAYER, NODE, Bits::all(20));
+    rig.want(&[12], Lane::Demand);
+    let mut parents = Vec::new();
+    for _ in 0..4 {
+        parents.extend(rig.asked().into_iter().map(|(parent, _, _)| parent));
+        rig.now += Limits::default().overdue;
+    }
+    assert_eq!(parents, [NODE, NODE, SEED, NODE]);
+}
+
+#[test]
+fn what_waits_for_one_parent_does_not_keep_what_another_holds() {
+    let mut rig = Rig::new(20);
+    rig.planner.add_parent(NODE, ParentRole::Node);
+    rig.planner.set_holding(LAYER, NODE, Bits::new(20));
+    rig.planner.add_holding(LAYER, NODE, 0..8);
+    rig.want(&[0, 1, 2, 3, 4, 5, 6, 7, 8], Lane::Prefetch);
+    let mut asked = rig.asked();
+    asked.sort();
+    assert_eq!(asked, [(SEED, Lane::Prefetch, vec![8]), (NODE, Lane::Prefetch, vec![0, 1])]);
+}
+
+#[test]
+fn a_parent_that_has_shown_nothing_is_thought_as_fast_as_the_fastest() {
+    let mut rig = Rig::new(20);
+    let limits = Limits { window_bytes: [1 << 30; 3], ..Limits::default() };
+    rig.planner = Planner::new(limits, 0);
+    rig.planner.add_layer(LAYER, vec![1 << 20; 20], &Bits::new(20));
+    rig.planner.add_parent(SEED, ParentRole::Seed);
+    rig.planner.set_holding(LAYER, SEED, Bits::all(20));
+    for chunk in (3..10).rev() {
+        rig.want(&[chunk], Lane::Demand);
+        assert_eq!(rig.asked()[0].0, SEED);
+        rig.now += Duration::from_millis(1);
+        rig.planner.arrived(LAYER, chunk, rig.now);
+    }
+    rig.planner.add_parent(NODE, ParentRole::Node);
+    rig.planner.set_holding(LAYER, NODE, Bits::all(20));
+    rig.want(&[19], Lane::Demand);
+    assert_eq!(rig.asked(), [(NODE, Lane::Demand, vec![19])]);
+}
