@@ -66,7 +66,11 @@ impl Driver {
 /// A step failed, or a container's root differs from the image.
 pub fn run(options: &Options) -> Result<()> {
     let lab = Lab::open(Places::find()?)?;
-    let stage = Stage::set(&lab, options)?;
+    show(&lab, options).with_context(|| format!("logs are kept in {}", lab.save_logs().display()))
+}
+
+fn show(lab: &Lab, options: &Options) -> Result<()> {
+    let stage = Stage::set(lab, options)?;
     let mut rows = Vec::new();
     stage.play(&mut rows)?;
     println!("\n{}", table(&rows));

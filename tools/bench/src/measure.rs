@@ -13,11 +13,17 @@ use crate::rig::node::Node;
 /// An application that says nothing for so long is taken for one that never will.
 const FIRST_OUTPUT: Duration = Duration::from_secs(300);
 
-/// Transfers have settled when nothing came for this long,
+/// Transfers have settled when the image is complete and nothing came for this long,
 const QUIET: Duration = Duration::from_millis(1000);
+
+/// or when nothing came for this long: peers begin with the rest only after a pause,
+const IDLE: Duration = Duration::from_secs(5);
 
 /// and are not waited for longer than this.
 const SETTLED: Duration = Duration::from_secs(120);
+
+/// A share of 1 but for rounding.
+const COMPLETE: f64 = 0.999_999;
 
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -72,7 +78,9 @@ pub fn run(client: &dyn Client, run: &Run<'_>) -> Result<Measured> {
 pub fn settled(run: &Run<'_>, measured: &Measured) -> Result<Moved> {
     let deadline = Instant::now() + SETTLED;
     let (mut last, mut quiet_since) = (moved(run)?, Instant::now());
-    while quiet_since.elapsed() < QUIET && Instant::now() < deadline {
+    let is_complete =
+        || anyhow::Ok(run.peer.map_or(Ok(1.0), |peer| peer.share_present(run.image))? > COMPLETE);
+    while quiet_since.elapsed() < if is_complete()? { QUIET } else { IDLE } && Instant::now() < deadline {
         std::thread::sleep(LOOK);
         let now = moved(run)?;
         if now.registry.body_bytes != last.registry.body_bytes

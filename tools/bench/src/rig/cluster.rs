@@ -39,19 +39,20 @@ impl Cluster {
     pub fn start(lab: &Lab, seed: Link) -> Result<Self> {
         let registry = Registry::start(lab)?;
         let seed = lab.host("seed", seed)?;
+        let host = lab.host("scheduler", Link(None))?;
         let shared = config::Shared {
-            registry: registry.name(),
-            scheduler: SocketAddr::new(lab.address().into(), config::SCHEDULER_PORT),
+            registry: registry.name().to_owned(),
+            scheduler: SocketAddr::new(host.address.into(), config::SCHEDULER_PORT),
             seed: SocketAddr::new(seed.address.into(), config::TRANSFER_PORT),
             signing_key: hex::encode(random_bytes::<32>()?),
         };
-        let health = SocketAddr::new(lab.address().into(), config::SCHEDULER_STATUS_PORT);
+        let health = SocketAddr::new(host.address.into(), config::SCHEDULER_STATUS_PORT);
         let scheduler = Plan {
             name: "scheduler".into(),
             program: "d7y-scheduler",
             config: config::scheduler(shared.scheduler, health),
             arguments: Vec::new(),
-            host: None,
+            host,
             health,
         };
         let scheduler = Service::start(lab, scheduler)?;
@@ -72,7 +73,7 @@ impl Cluster {
             program: "d7y-snapshotter",
             config: dir.text(),
             arguments: extra.snapshotter.clone(),
-            host: Some(host.clone()),
+            host: host.clone(),
             health: SocketAddr::new(host.address.into(), config::SNAPSHOTTER_STATUS_PORT),
         };
         let socket = dir.socket();
@@ -135,7 +136,7 @@ impl Peer {
             program: "d7y-peer",
             config: config.text(shared),
             arguments: extra.to_vec(),
-            host: Some(host.clone()),
+            host: host.clone(),
             health: SocketAddr::new(host.address.into(), config::PEER_METRICS_PORT),
         };
         Ok(Self { service: Service::start(lab, plan)?, host, socket })

@@ -65,7 +65,7 @@ pub const SCHEDULER_STATUS_PORT: u16 = 8000;
 /// What the daemons of one cluster agree on.
 #[derive(Clone, Debug)]
 pub struct Shared {
-    /// `ADDRESS:PORT` of the registry, which speaks plain HTTP.
+    /// The registry's host, which speaks plain HTTP.
     pub registry: String,
     pub scheduler: SocketAddr,
     /// The seed peer's piece protocol.

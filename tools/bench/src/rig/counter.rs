@@ -113,19 +113,18 @@ struct Shared {
 }
 
 impl Counter {
-    /// Listens on `address` (port 0 is chosen by the kernel) and forwards to `upstream`.
+    /// Answers on a listener, which may be of another network namespace, and forwards to `upstream`
+    /// in this one.
     ///
     /// # Errors
-    /// The address cannot be bound.
-    pub fn start(address: SocketAddr, upstream: SocketAddr) -> Result<Self> {
+    /// The listener or a runtime cannot be used.
+    pub fn start(listener: std::net::TcpListener, upstream: SocketAddr) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("registry-counter")
             .enable_all()
             .build()
             .context("cannot start the counter's runtime")?;
-        let listener =
-            std::net::TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
@@ -422,7 +421,7 @@ mod tests {
 
     #[test]
     fn requests_are_counted_and_answered_by_rule() -> Result<()> {
-        let counter = Counter::start("127.0.0.1:0".parse()?, upstream()?)?;
+        let counter = Counter::start(std::net::TcpListener::bind("127.0.0.1:0")?, upstream()?)?;
         let client = IpAddr::from([127, 0, 0, 1]);
         let refusal = Answer::Refuse(StatusCode::TOO_MANY_REQUESTS, vec![]);
         let cases = [

@@ -75,6 +75,23 @@ impl Lab {
         &self.inner.dir
     }
 
+    /// Copies every log and configuration, for a look after the lab is gone. Says where to.
+    pub fn save_logs(&self) -> PathBuf {
+        let to = self.places.results.join(format!("failed-{}", self.id()));
+        let hosts = fs::read_dir(self.dir()).into_iter().flatten().flatten().map(|entry| entry.path());
+        for dir in hosts.filter(|path| path.is_dir()).chain([self.dir().to_path_buf()]) {
+            let place = to.join(dir.strip_prefix(self.dir()).unwrap_or(&dir));
+            for file in fs::read_dir(&dir).into_iter().flatten().flatten().map(|entry| entry.path()) {
+                let is_text =
+                    file.extension().is_some_and(|extension| extension == "log" || extension == "yaml");
+                if is_text && fs::create_dir_all(&place).is_ok() {
+                    let _ = fs::copy(&file, place.join(file.file_name().unwrap_or_default()));
+                }
+            }
+        }
+        to
+    }
+
     /// Adds a machine.
     ///
     /// # Errors

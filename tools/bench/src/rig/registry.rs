@@ -9,8 +9,13 @@ use anyhow::{Context, Result};
 use super::command::{command, run};
 use super::counter::Counter;
 use super::daemon::Daemon;
+use super::host::Link;
 use super::lab::Lab;
 use super::places::make_dir;
+
+/// HTTP's own: containerd drops the port from `containerd.io/distribution.source.HOST`, so that a
+/// snapshotter that is told nothing else cannot know another one.
+const PORT: u16 = 80;
 
 const READY: Duration = Duration::from_secs(20);
 
@@ -18,6 +23,7 @@ const READY: Duration = Duration::from_secs(20);
 pub struct Registry {
     pub counter: Counter,
     pub daemon: Daemon,
+    name: String,
     behind: SocketAddr,
 }
 
@@ -39,13 +45,16 @@ impl Registry {
         std::fs::write(&config, text.to_string()).context("cannot write the registry's configuration")?;
         let daemon = lab.start("registry", command("docker-registry", ["serve"]).arg(&config))?;
         daemon.wait_ready(READY, || TcpStream::connect(behind).is_ok())?;
-        let counter = Counter::start(SocketAddr::new(lab.address().into(), 0), behind)?;
-        Ok(Self { counter, daemon, behind })
+        let host = lab.host("registry", Link(None))?;
+        let address = (host.address, PORT);
+        let listener = host.inside(|| TcpListener::bind(address).context("cannot listen as the registry"))?;
+        let counter = Counter::start(listener, behind)?;
+        Ok(Self { counter, daemon, name: host.address.to_string(), behind })
     }
 
-    /// `ADDRESS:PORT` as the lab's hosts say it.
-    pub fn name(&self) -> String {
-        self.counter.address.to_string()
+    /// Its host, as image references have it.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Copies an image from an OCI layout, past the counter. Returns the reference for the lab's hosts.

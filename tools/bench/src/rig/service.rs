@@ -10,7 +10,6 @@ use super::daemon::Daemon;
 use super::host::Host;
 use super::http;
 use super::lab::Lab;
-use super::places::make_dir;
 
 const READY: Duration = Duration::from_secs(30);
 
@@ -24,8 +23,7 @@ pub struct Plan {
     pub config: String,
     /// More of the command line, for tests: `--set KEY=VALUE`.
     pub arguments: Vec<String>,
-    /// Where it runs; `None` is outside every host.
-    pub host: Option<Host>,
+    pub host: Host,
     /// Its `/healthy`.
     pub health: SocketAddr,
 }
@@ -43,9 +41,7 @@ impl Service {
     /// # Errors
     /// It is not built, or does not come up: with the tail of its log.
     pub fn start(lab: &Lab, plan: Plan) -> Result<Self> {
-        let dir = plan.host.as_ref().map_or(lab.dir(), |host| &host.dir);
-        make_dir(dir)?;
-        let file = dir.join(format!("{}.yaml", plan.program));
+        let file = plan.host.dir.join(format!("{}.yaml", plan.program));
         std::fs::write(&file, &plan.config).with_context(|| format!("cannot write {}", file.display()))?;
         let daemon = launch(lab, &plan, &file)?;
         Ok(Self { plan, file, daemon })
@@ -68,10 +64,7 @@ impl Service {
 
 fn launch(lab: &Lab, plan: &Plan, file: &std::path::Path) -> Result<Daemon> {
     let program = lab.places.daemon(plan.program)?;
-    let mut command = match &plan.host {
-        Some(host) => host.command(&program),
-        None => std::process::Command::new(&program),
-    };
+    let mut command = plan.host.command(&program);
     command.arg("--config").arg(file).args(&plan.arguments);
     let daemon = lab.start(&plan.name, &mut command)?;
     daemon.wait_ready(READY, || http::get(plan.health, "/healthy").is_ok())?;

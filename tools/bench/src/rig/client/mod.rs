@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 pub use api::Api;
 pub use nerdctl::Nerdctl;
 
+use super::command::tail;
 use super::node::{Node, Snapshotter};
 use super::places::Places;
 
@@ -80,6 +81,8 @@ pub struct Started {
     pub rootfs: PathBuf,
     began: Instant,
     lines: Receiver<Line>,
+    /// What the client and the application said on standard error.
+    log: PathBuf,
     end: Option<Box<dyn FnOnce() + Send>>,
 }
 
@@ -109,7 +112,10 @@ impl Started {
                 Ok(line) if line.text.trim().is_empty() => {}
                 Ok(line) => return Ok(FirstOutput { line: line.text, after: line.at - self.began }),
                 Err(RecvTimeoutError::Timeout) => bail!("no output of the application within {limit:?}"),
-                Err(RecvTimeoutError::Disconnected) => bail!("the application ended without output"),
+                Err(RecvTimeoutError::Disconnected) => {
+                    let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+                    bail!("the application ended without output: {}", tail(&log));
+                }
             }
         }
     }

@@ -90,7 +90,7 @@ impl Client for Nerdctl {
             let _ = output(&mut remove);
             end_child(&mut child);
         };
-        Ok(Started { rootfs: node.rootfs(&id), id, began, lines, end: Some(Box::new(end)) })
+        Ok(Started { rootfs: node.rootfs(&id), id, began, lines, log, end: Some(Box::new(end)) })
     }
 }
 

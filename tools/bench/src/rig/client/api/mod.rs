@@ -67,6 +67,7 @@ fn launch(node: &Node, image: &Wanted, container: &str, then: Then) -> Result<St
     // shim has opened it, so that the reader sees the end.
     let hold = File::options().read(true).write(true).open(&fifo)?;
     let lines = lines(File::open(&fifo)?);
+    let log = stderr.clone();
     let output = task::Output { stdout: fifo, stderr };
     inside(node, async {
         let session = Arc::new(Session::open(node, image).await?);
@@ -85,7 +86,7 @@ fn launch(node: &Node, image: &Wanted, container: &str, then: Then) -> Result<St
         let _ = block_on(async { task::end(&socket, &namespace, name, &id).await });
     };
     let rootfs = node.rootfs(container);
-    Ok(Started { id: container.to_owned(), rootfs, began, lines, end: Some(Box::new(end)) })
+    Ok(Started { id: container.to_owned(), rootfs, began, lines, log, end: Some(Box::new(end)) })
 }
 
 /// Runs to the end on a thread in the node's network.

@@ -342,7 +342,9 @@ fn descriptor(value: &Value) -> Result<Descriptor> {
 
 fn source_label(session: &Session) -> HashMap<String, String> {
     let reference = &session.image.reference;
-    let key = format!("containerd.io/distribution.source.{}", reference.registry);
+    // As containerd writes it: without the port.
+    let host = reference.registry.split(':').next().unwrap_or_default();
+    let key = format!("containerd.io/distribution.source.{host}");
     HashMap::from([(key, reference.repository.clone())])
 }
 
