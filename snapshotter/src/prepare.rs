@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use d7y_chassis::OnEnd;
 use d7y_peer_client::ClientError;
-use d7y_proto::local::Reason;
+use d7y_proto::local::{Reason, RecordTrace};
 use d7y_proto::snapshots::Mount;
 use d7y_types::{LayerRef, Sha256Digest};
 
@@ -19,6 +19,11 @@ use crate::status::chain;
 const RESOLVE_DEADLINE: Duration = Duration::from_secs(10);
 /// Every layer may wait this long, even when the image's wait is used up: enough to learn of a refusal.
 const MIN_LAYER_WAIT: Duration = Duration::from_millis(50);
+/// A start that touches nothing new for this long is handed to the peer, so that the next node need not wait for the
+/// window's end.
+const TRACE_QUIET: Duration = Duration::from_secs(1);
+/// Quiet periods in a row after which the start is over: what comes later is the application's work.
+const TRACE_QUIET_PERIODS: u32 = 3;
 /// How long handing a trace to the peer may take.
 const TRACE_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -50,7 +55,7 @@ impl Snapshotter {
             let (key, parent) = (new.name.clone(), new.parent.clone());
             let mounts = self.create(Kind::Active, new).await?;
             if !is_extraction(&key) {
-                self.trace_start(&parent);
+                self.trace_start(key, &parent);
             }
             return Ok(mounts);
         };
@@ -145,7 +150,7 @@ impl Snapshotter {
     }
 
     /// Records, in the background, what the container that starts now touches, unless the cluster knows it.
-    fn trace_start(self: &Arc<Self>, parent: &str) {
+    fn trace_start(self: &Arc<Self>, key: String, parent: &str) {
         let Ok(chain) = self.parents(parent) else { return };
         let Some(top) = chain.first().and_then(|row| row.remote.clone()) else { return };
         if self.waits.trace.is_zero() {
@@ -155,26 +160,48 @@ impl Snapshotter {
             chain.iter().rev().filter_map(|row| Some(row.remote.as_ref()?.layer.clone())).collect();
         let (snapshotter, stopping) = (Arc::clone(self), self.tasks.shutdown().stopping());
         self.tasks.spawn("access trace", OnEnd::Expected, async move {
-            stopping.run_until_cancelled(snapshotter.trace(top, layers)).await;
+            stopping.run_until_cancelled(snapshotter.trace(&key, top, layers)).await;
             Ok::<_, Infallible>(())
         });
     }
 
-    async fn trace(&self, top: RemoteLayer, layers: Vec<LayerRef>) {
+    async fn trace(&self, key: &str, top: RemoteLayer, layers: Vec<LayerRef>) {
         let digests = layers.iter().map(|layer| layer.digest);
         if !self.recorder.begin(top.manifest, digests) {
             return;
         }
-        let started = tokio::time::Instant::now();
         let announced = self.announcer.announce(top.manifest, &top.reference, &layers).await;
         let wanted = announced.is_ok_and(|announced| !announced.has_trace);
-        if wanted {
-            tokio::time::sleep_until(started + self.waits.trace).await;
+        let handed_over = if wanted { self.watch_start(key, &top).await } else { u64::MAX };
+        let touched = self.recorder.touched(top.manifest);
+        if let Some(trace) = self.recorder.end(top.manifest).filter(|_| touched > handed_over) {
+            self.hand_over(trace, &top).await;
         }
-        let trace = self.recorder.end(top.manifest);
-        if let Some(trace) = trace.filter(|_| wanted)
-            && let Err(error) = self.peer.record_trace(trace, TRACE_DEADLINE).await
+    }
+
+    /// Returns when the start is over: nothing new is touched any more, the container is gone, or the window ends.
+    /// Tells how many chunks the peer has been told of by then.
+    async fn watch_start(&self, key: &str, top: &RemoteLayer) -> u64 {
+        let end = tokio::time::Instant::now() + self.waits.trace;
+        let (mut before, mut quiet, mut handed_over) = (0, 0, 0);
+        while quiet < TRACE_QUIET_PERIODS && tokio::time::Instant::now() < end && self.store.get(key).is_ok()
         {
+            tokio::time::sleep(TRACE_QUIET).await;
+            let touched = self.recorder.touched(top.manifest);
+            quiet = if touched == before && touched > 0 { quiet + 1 } else { 0 };
+            before = touched;
+            if quiet == 1
+                && let Some(trace) = self.recorder.so_far(top.manifest)
+            {
+                self.hand_over(trace, top).await;
+                handed_over = touched;
+            }
+        }
+        handed_over
+    }
+
+    async fn hand_over(&self, trace: RecordTrace, top: &RemoteLayer) {
+        if let Err(error) = self.peer.record_trace(trace, TRACE_DEADLINE).await {
             let cause = &error as &dyn std::error::Error;
             tracing::info!(image = top.reference, error = cause, "an access trace is lost");
         }

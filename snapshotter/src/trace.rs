@@ -28,6 +28,7 @@ struct Recording {
     /// The chunks seen, as a bitmap that grows.
     layers: HashMap<Sha256Digest, Vec<u64>>,
     runs: Vec<Run>,
+    touched: u64,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -45,7 +46,7 @@ impl Recorder {
             return false;
         }
         let layers = layers.into_iter().map(|layer| (layer, Vec::new())).collect();
-        recordings.insert(manifest, Recording { layers, runs: Vec::new() });
+        recordings.insert(manifest, Recording { layers, ..Recording::default() });
         self.active.store(recordings.len(), Ordering::Release);
         true
     }
@@ -60,6 +61,16 @@ impl Recorder {
         }
     }
 
+    /// How many chunks have been touched so far.
+    pub fn touched(&self, manifest: Sha256Digest) -> u64 {
+        self.recordings.lock().get(&manifest).map_or(0, |recording| recording.touched)
+    }
+
+    /// What has been recorded so far; nothing when nothing was touched.
+    pub fn so_far(&self, manifest: Sha256Digest) -> Option<RecordTrace> {
+        self.recordings.lock().get(&manifest).and_then(|recording| recording.trace(manifest))
+    }
+
     /// Ends a recording; nothing when nothing was touched.
     pub fn end(&self, manifest: Sha256Digest) -> Option<RecordTrace> {
         let mut recordings = self.recordings.lock();
@@ -70,18 +81,22 @@ impl Recorder {
             done.clear();
         }
         done.insert(manifest);
-        let run = |Run { layer, chunks }: Run| TraceRun {
-            layer: layer.0.to_vec(),
-            first_chunk: chunks.start,
-            chunks: chunks.end - chunks.start,
-        };
-        let runs: Vec<_> = recording.runs.into_iter().map(run).collect();
-        let manifest_digest = manifest.0.to_vec();
-        (!runs.is_empty()).then_some(RecordTrace { manifest_digest, runs })
+        recording.trace(manifest)
     }
 }
 
 impl Recording {
+    fn trace(&self, manifest: Sha256Digest) -> Option<RecordTrace> {
+        let run = |Run { layer, chunks }: &Run| TraceRun {
+            layer: layer.0.to_vec(),
+            first_chunk: chunks.start,
+            chunks: chunks.end - chunks.start,
+        };
+        let runs: Vec<_> = self.runs.iter().map(run).collect();
+        let manifest_digest = manifest.0.to_vec();
+        (!runs.is_empty()).then_some(RecordTrace { manifest_digest, runs })
+    }
+
     fn touch(&mut self, layer: Sha256Digest, chunks: Range<u32>) {
         let Some(seen) = self.layers.get_mut(&layer) else { return };
         for chunk in chunks {
@@ -99,6 +114,7 @@ impl Recording {
                 _ => self.runs.push(Run { layer, chunks: chunk..chunk + 1 }),
             }
             seen[word] |= bit;
+            self.touched += 1;
         }
     }
 }
