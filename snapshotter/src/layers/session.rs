@@ -55,10 +55,10 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Takes the live connection from the peer; clears away a dead one and everything that stood on it.
+    /// Takes the live connection from the peer; clears away a dead one and everything that stood on it. Until then
+    /// nobody serves the mount: only the mount table may be looked at, never its directory.
     pub async fn find(peer: &LocalClient, place: &Place, choice: DriverChoice) -> Result<Self, SessionError> {
         let fuse = place.fuse();
-        std::fs::create_dir_all(&fuse).or_else(ignore_dead_mount).map_err(SessionError::Directory)?;
         if let Some(mount) = fuse_mount(&fuse)?
             && let Some(driver) = driver_of(&mount)
             && let Some(device) = take(peer).await
@@ -67,6 +67,7 @@ impl Connection {
             return Ok(Self { live: Some(device), driver });
         }
         clear(place)?;
+        std::fs::create_dir_all(&fuse).map_err(SessionError::Directory)?;
         let driver = match choice {
             DriverChoice::Fuse => Driver::Fuse,
             DriverChoice::Auto | DriverChoice::Erofs => match probe(place.bootstraps()).await? {
@@ -158,13 +159,4 @@ fn clear(place: &Place) -> Result<(), SessionError> {
 async fn probe(scratch: std::path::PathBuf) -> Result<bool, SessionError> {
     let probed = tokio::task::spawn_blocking(move || mounts::probe_file_backed_erofs(&scratch)).await;
     probed.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(SessionError::Probe)
-}
-
-/// A dead FUSE mount on the directory answers ENOTCONN, a live one that nobody serves does not answer at all: the
-/// kernel knows the mount's root without asking.
-fn ignore_dead_mount(error: io::Error) -> io::Result<()> {
-    match error.kind() {
-        io::ErrorKind::AlreadyExists | io::ErrorKind::NotConnected => Ok(()),
-        _ => Err(error),
-    }
 }

@@ -215,12 +215,15 @@ impl Layers {
             )),
         };
         self.show(id, record, slot, tree);
+        let device = place.fuse().join(DEVICES).join(id.to_string());
         match self.parts.driver {
-            Driver::Fuse => Ok(place.fuse().join(TREES).join(id.to_string())),
+            Driver::Fuse => {
+                switch_flush_off(&device).map_err(file)?;
+                Ok(place.fuse().join(TREES).join(id.to_string()))
+            }
             Driver::Erofs => {
                 let target = place.mount_point(id);
                 fs::create_dir_all(&target).map_err(file)?;
-                let device = place.fuse().join(DEVICES).join(id.to_string());
                 let source = ErofsSource {
                     bootstrap: &bootstrap_path,
                     devices: &[&device],
@@ -384,6 +387,13 @@ fn prepare(
     let key = MountKey { layer, layout: device.layout, chain };
     let record = MountRecord { key, layer: remote.layer.clone(), device_bytes: device.bytes() };
     Ok(Prepared { record, bootstrap: bootstrap.bytes })
+}
+
+/// Closes a file of the FUSE mount while it is served. The answer to the first FLUSH, "no such call", ends all
+/// flushing on the connection. Otherwise every close while no snapshotter runs would wait for the next one: that of a
+/// process that is killed unkillably, that of a fork before exec with a lock held that `ps` needs.
+fn switch_flush_off(served: &Path) -> io::Result<()> {
+    fs::File::open(served).map(drop)
 }
 
 /// A crash leaves the whole file or none.

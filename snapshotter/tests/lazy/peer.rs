@@ -1,0 +1,183 @@
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{File, OpenOptions};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use d7y_peer_client::{Answer, Handler, digest_from_wire, layer_from_wire, serve};
+use d7y_proto::local::{
+    Done, EnsureRange, ImageOpened, LayerOpened, RangePresent, Reason, RecordTrace, Request, Response,
+    request, response,
+};
+use d7y_types::{ByteRange, Sha256Digest};
+use parking_lot::Mutex;
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::image::BuiltLayer;
+
+/// A peer that has every chunk at hand and gives each only when it is asked for.
+pub struct FakePeer {
+    layers: HashMap<Sha256Digest, Kept>,
+    pub mood: Mutex<Mood>,
+    /// While true, reads of missing data wait.
+    pub hold: watch::Sender<bool>,
+    /// How many ranges were asked for.
+    pub ranges: watch::Sender<u64>,
+    pub pinned: watch::Sender<BTreeSet<Sha256Digest>>,
+    pub parked: watch::Sender<u64>,
+    pub traces: Mutex<Vec<RecordTrace>>,
+    descriptors: Mutex<HashMap<String, OwnedFd>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mood {
+    Willing,
+    /// Gives bytes in its answers and writes nothing, as with a full disk.
+    DiskFull,
+    /// Refuses to open layers.
+    Refuses(Reason),
+}
+
+struct Kept {
+    built: BuiltLayer,
+    index: PathBuf,
+    device: PathBuf,
+    bitmap: PathBuf,
+}
+
+impl FakePeer {
+    pub fn new(directory: &Path, layers: Vec<BuiltLayer>) -> Arc<Self> {
+        let keep = |built: BuiltLayer| {
+            let own = directory.join(built.layer.digest.to_hex());
+            std::fs::create_dir_all(&own).unwrap();
+            let [index, device, bitmap] = ["index", "device", "bitmap"].map(|name| own.join(name));
+            std::fs::write(&index, &built.sealed).unwrap();
+            File::create(&device).unwrap().set_len(built.index.device_bytes()).unwrap();
+            std::fs::write(&bitmap, vec![0; built.index.chunks.len().div_ceil(8)]).unwrap();
+            (built.layer.digest, Kept { built, index, device, bitmap })
+        };
+        Arc::new(Self {
+            layers: layers.into_iter().map(keep).collect(),
+            mood: Mutex::new(Mood::Willing),
+            hold: watch::Sender::new(false),
+            ranges: watch::Sender::new(0),
+            pinned: watch::Sender::default(),
+            parked: watch::Sender::new(0),
+            traces: Mutex::default(),
+            descriptors: Mutex::default(),
+        })
+    }
+
+    /// Starts to answer; a stop and a start are a restart that forgets what lived in memory.
+    pub fn start(self: &Arc<Self>, socket: &Path) -> PeerProcess {
+        self.descriptors.lock().clear();
+        let _ = std::fs::remove_file(socket);
+        let listener = UnixListener::bind(socket).unwrap();
+        let stop = CancellationToken::new();
+        PeerProcess { task: tokio::spawn(serve(listener, Arc::clone(self), stop.clone())), stop }
+    }
+
+    fn open(&self, digest: Sha256Digest) -> Answer {
+        if let Mood::Refuses(reason) = *self.mood.lock() {
+            return Answer::failure(reason, "the peer of this test refuses");
+        }
+        let Some(kept) = self.layers.get(&digest) else {
+            return Answer::failure(Reason::NotFound, "no such layer");
+        };
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        Answer::of(response::Kind::LayerOpened(LayerOpened {
+            index_path: text(&kept.index),
+            device_path: text(&kept.device),
+            bitmap_path: text(&kept.bitmap),
+        }))
+    }
+
+    async fn ensure(&self, wanted: EnsureRange) -> Answer {
+        self.ranges.send_modify(|ranges| *ranges += 1);
+        let mut hold = self.hold.subscribe();
+        hold.wait_for(|hold| !hold).await.unwrap();
+        let kept = &self.layers[&digest_from_wire(&wanted.digest).unwrap()];
+        let range = ByteRange::new(wanted.offset, wanted.length);
+        let uncached = match *self.mood.lock() {
+            Mood::DiskFull => kept.bytes(range),
+            _ => {
+                kept.write(range);
+                Vec::new()
+            }
+        };
+        Answer::of(response::Kind::RangePresent(RangePresent { uncached }))
+    }
+}
+
+impl Kept {
+    fn write(&self, range: ByteRange) {
+        let open = |path: &Path| OpenOptions::new().read(true).write(true).open(path).unwrap();
+        let (device, bitmap) = (open(&self.device), open(&self.bitmap));
+        for number in self.built.index.chunks_in(range) {
+            let chunk = self.built.index.chunks[number].device_range();
+            device.write_all_at(&self.built.chunks[number], chunk.offset).unwrap();
+            let mut byte = [0];
+            bitmap.read_exact_at(&mut byte, number as u64 / 8).unwrap();
+            bitmap.write_all_at(&[byte[0] | 1 << (number % 8)], number as u64 / 8).unwrap();
+        }
+    }
+
+    fn bytes(&self, range: ByteRange) -> Vec<u8> {
+        let mut device = vec![0; self.built.index.device_bytes() as usize];
+        for (chunk, data) in self.built.index.chunks.iter().zip(&self.built.chunks) {
+            device[chunk.device_range().offset as usize..][..data.len()].copy_from_slice(data);
+        }
+        device[range.offset as usize..range.end() as usize].to_vec()
+    }
+}
+
+impl Handler for FakePeer {
+    async fn handle(&self, request: Request, descriptor: Option<OwnedFd>) -> Answer {
+        let done = || Answer::of(response::Kind::Done(Done {}));
+        match request.kind.unwrap() {
+            request::Kind::OpenImage(_) => {
+                Answer::of(response::Kind::ImageOpened(ImageOpened { has_trace: false }))
+            }
+            request::Kind::OpenLayer(open) => self.open(layer_from_wire(open.layer.unwrap()).unwrap().digest),
+            request::Kind::EnsureRange(wanted) => self.ensure(wanted).await,
+            request::Kind::PutDescriptor(put) => {
+                self.descriptors.lock().insert(put.name, descriptor.unwrap());
+                self.parked.send_modify(|parked| *parked += 1);
+                done()
+            }
+            request::Kind::TakeDescriptor(take) => match self.descriptors.lock().get(&take.name) {
+                Some(parked) => Answer {
+                    response: Response { kind: Some(response::Kind::Done(Done {})) },
+                    descriptor: Some(parked.try_clone().unwrap()),
+                },
+                None => Answer::failure(Reason::NotFound, "nothing is parked"),
+            },
+            request::Kind::RecordTrace(trace) => {
+                self.traces.lock().push(trace);
+                done()
+            }
+            request::Kind::PinLayers(pins) => {
+                let layers = pins.digests.iter().map(|raw| digest_from_wire(raw).unwrap());
+                self.pinned.send_replace(layers.collect());
+                done()
+            }
+            request::Kind::GetStatus(_) => Answer::failure(Reason::Invalid, "not in this test"),
+        }
+    }
+}
+
+pub struct PeerProcess {
+    task: JoinHandle<()>,
+    stop: CancellationToken,
+}
+
+impl PeerProcess {
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.task.await.unwrap();
+    }
+}

@@ -1,0 +1,319 @@
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use d7y_proto::local::Reason;
+use d7y_snapshotter::resolve::chain_ids;
+use d7y_types::Sha256Digest;
+use tonic::Code;
+
+use crate::containerd::{Containerd, clean_up, names};
+use crate::image::{BuiltLayer, build, directory, documents, file, hard_link, noise, symlink};
+use crate::node::{Node, Snapshotter, blocking, wait_for};
+use crate::peer::{FakePeer, Mood, PeerProcess};
+
+const DRIVERS: [&str; 2] = ["erofs", "fuse"];
+const BIG_BYTES: usize = 3 << 20;
+
+/// A node on which one image is known to containerd and its layers to the peer.
+struct Setting {
+    chain_ids: Vec<Sha256Digest>,
+    layers: BTreeSet<Sha256Digest>,
+    peer: Arc<FakePeer>,
+    peer_process: Option<PeerProcess>,
+    containerd: Containerd,
+    snapshotter: Option<Snapshotter>,
+    driver: &'static str,
+    settings: &'static [&'static str],
+    // Last: unmounts when all the others are gone.
+    node: Node,
+}
+
+impl Setting {
+    async fn new(driver: &'static str, settings: &'static [&'static str]) -> Self {
+        let image = image();
+        let node = Node::new();
+        let containerd = Containerd::start(node.path(), &node.socket()).await;
+        let (manifest, config) = documents(&image.iter().collect::<Vec<_>>());
+        containerd.add_blob(&config, &[]).await;
+        let config = crate::image::sha256(config.as_bytes()).to_string();
+        containerd.add_blob(&manifest, &[("containerd.io/gc.ref.content.config", &config)]).await;
+        let diff_ids: Vec<_> = image.iter().map(|built| built.layer.diff_id).collect();
+        let layers = image.iter().map(|built| built.layer.digest).collect();
+        let peer = FakePeer::new(&node.path().join("peer"), image);
+        let peer_process = Some(peer.start(&node.peer_socket()));
+        let snapshotter = Some(Snapshotter::start(&node, driver, settings).await);
+        containerd.reaches_snapshotter().await;
+        let chain_ids = chain_ids(&diff_ids);
+        Self { chain_ids, layers, peer, peer_process, containerd, snapshotter, driver, settings, node }
+    }
+
+    async fn start_snapshotter(&mut self) {
+        self.snapshotter = Some(Snapshotter::start(&self.node, self.driver, self.settings).await);
+        self.containerd.reaches_snapshotter().await;
+    }
+
+    fn kill_snapshotter(&mut self) {
+        self.snapshotter.take().unwrap().kill();
+    }
+
+    /// Pulls the image and starts a container; returns its root.
+    async fn run(&self, name: &str) -> std::path::PathBuf {
+        let top = self.containerd.pull(&self.chain_ids).await;
+        self.run_on(name, &top).await
+    }
+
+    async fn run_on(&self, name: &str, parent: &str) -> std::path::PathBuf {
+        let mounts = self.containerd.prepare(name, parent, &[]).await.unwrap();
+        self.node.mount(name, &mounts)
+    }
+}
+
+fn image() -> Vec<BuiltLayer> {
+    let base = build(&[
+        directory("etc/", 0o750, 5),
+        file("etc/passwd", b"root".to_vec()),
+        directory("usr/", 0o755, 0),
+        file("usr/big", noise(1, BIG_BYTES)),
+        hard_link("usr/same", "usr/big"),
+        symlink("usr/link", "big"),
+        file("usr/gone", noise(2, 100)),
+        file("usr/other", noise(3, 300_000)),
+    ]);
+    let implied = build(&[file("etc/only", noise(4, 5000)), file("usr/.wh.gone", Vec::new())]);
+    let top = build(&[directory("opt/", 0o700, 0), file("opt/app", noise(5, 200_000))]);
+    vec![base, implied, build(&[]), top, build(&[])]
+}
+
+fn read(root: &Path, path: &str) -> io::Result<Vec<u8>> {
+    fs::read(root.join(path))
+}
+
+fn check_files(root: &Path) {
+    assert_eq!(read(root, "etc/passwd").unwrap(), b"root");
+    for (path, seed, bytes) in [
+        ("usr/big", 1, BIG_BYTES),
+        ("usr/same", 1, BIG_BYTES),
+        ("usr/link", 1, BIG_BYTES),
+        ("etc/only", 4, 5000),
+    ] {
+        assert!(read(root, path).unwrap() == noise(seed, bytes), "{path} has other bytes");
+    }
+    assert!(read(root, "opt/app").unwrap() == noise(5, 200_000));
+    let links = |path: &str| {
+        (fs::metadata(root.join(path)).unwrap().ino(), fs::metadata(root.join(path)).unwrap().nlink())
+    };
+    assert_eq!(links("usr/big"), links("usr/same"));
+    assert_eq!(read(root, "usr/gone").unwrap_err().kind(), io::ErrorKind::NotFound);
+    let etc = fs::metadata(root.join("etc")).unwrap();
+    assert_eq!((etc.mode() & 0o7777, etc.uid()), (0o750, 5), "an implied directory has not inherited");
+    let listed: BTreeSet<_> =
+        fs::read_dir(root.join("usr")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(listed, ["big", "link", "other", "same"].map(Into::into).into());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_runs_before_its_image_is_there() {
+    for driver in DRIVERS {
+        let setting = Setting::new(driver, &[]).await;
+        let root = setting.run("c1").await;
+        assert_eq!(*setting.peer.ranges.borrow(), 0, "data was asked for before anybody read");
+        let at = root.clone();
+        blocking(move || check_files(&at)).await;
+        assert!(*setting.peer.ranges.borrow() > 0);
+        let asked = *setting.peer.ranges.borrow();
+        let at = root.clone();
+        blocking(move || check_files(&at)).await;
+        fs::write(root.join("etc/passwd"), "changed").unwrap();
+        assert_eq!(*setting.peer.ranges.borrow(), asked, "what was there was asked for again");
+
+        let second = setting.run_on("c2", &setting.chain_ids[4].to_string()).await;
+        assert_eq!(read(&second, "etc/passwd").unwrap(), b"root");
+        let view = setting.containerd.view("v1", &setting.chain_ids[1].to_string()).await.unwrap();
+        let view = setting.node.mount("v1", &view);
+        assert_eq!(fs::metadata(view.join("etc")).unwrap().mode() & 0o7777, 0o750);
+        let refused = fs::write(view.join("new"), "").unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ReadOnlyFilesystem);
+        assert_eq!(*setting.peer.pinned.borrow(), setting.layers);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_snapshotter_is_taken_over_in_the_middle_of_a_read() {
+    for driver in DRIVERS {
+        let mut setting = Setting::new(driver, &[]).await;
+        let root = setting.run("c1").await;
+        setting.peer.parked.subscribe().wait_for(|parked| *parked > 0).await.unwrap();
+        let mounted = setting.node.layers_mounted();
+        setting.peer.hold.send_replace(true);
+        let asked = *setting.peer.ranges.borrow();
+        // A process of its own: should this one be killed, it must not wait for itself.
+        let mut reader = tokio::process::Command::new("cat");
+        let reader =
+            reader.arg(root.join("usr/big")).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+        let reader = tokio::spawn(reader.wait_with_output());
+        setting.peer.ranges.subscribe().wait_for(|ranges| *ranges > asked).await.unwrap();
+        setting.kill_snapshotter();
+        assert!(!reader.is_finished(), "the reader did not wait");
+        setting.start_snapshotter().await;
+        setting.peer.hold.send_replace(false);
+        let output = reader.await.unwrap().unwrap();
+        assert!(output.status.success() && output.stdout == noise(1, BIG_BYTES), "the read has other bytes");
+        let at = root.clone();
+        blocking(move || check_files(&at)).await;
+        assert_eq!(setting.node.layers_mounted(), mounted);
+
+        let second = setting.run_on("c2", &setting.chain_ids[4].to_string()).await;
+        blocking(move || check_files(&second)).await;
+        assert_eq!(setting.node.layers_mounted(), mounted, "a layer was mounted twice");
+
+        setting.snapshotter.take().unwrap().stop().await;
+        setting.start_snapshotter().await;
+        let again = setting.node.mount("c1-again", &setting.containerd.mounts("c1").await.unwrap());
+        blocking(move || assert!(read(&again, "usr/other").unwrap() == noise(3, 300_000))).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_peer_learns_everything_again() {
+    let mut setting = Setting::new("erofs", &[]).await;
+    let root = setting.run("c1").await;
+    let (mut parked, mut pinned) = (setting.peer.parked.subscribe(), setting.peer.pinned.subscribe());
+    parked.wait_for(|parked| *parked == 1).await.unwrap();
+    setting.peer_process.take().unwrap().stop().await;
+    setting.peer.pinned.send_replace(BTreeSet::new());
+    setting.peer_process = Some(setting.peer.start(&setting.node.peer_socket()));
+    parked.wait_for(|parked| *parked == 2).await.unwrap();
+    pinned.wait_for(|pinned| *pinned == setting.layers).await.unwrap();
+    blocking(move || check_files(&root)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_may_die_and_new_containers_run() {
+    for driver in DRIVERS {
+        let mut setting = Setting::new(driver, &[]).await;
+        setting.run("c1").await;
+        setting.kill_snapshotter();
+        setting.peer_process.take().unwrap().stop().await;
+        setting.peer_process = Some(setting.peer.start(&setting.node.peer_socket()));
+        setting.start_snapshotter().await;
+        let root = setting.run_on("c2", &setting.chain_ids[4].to_string()).await;
+        blocking(move || check_files(&root)).await;
+        let again = setting.node.mount("c1-again", &setting.containerd.mounts("c1").await.unwrap());
+        blocking(move || check_files(&again)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_container_uses_is_unmounted_and_may_be_evicted() {
+    for driver in DRIVERS {
+        let setting = Setting::new(driver, &[]).await;
+        let root = setting.run("c1").await;
+        let socket = setting.node.socket();
+        clean_up(&socket).await;
+        let at = root.clone();
+        blocking(move || check_files(&at)).await;
+        d7y_fuse::mounts::unmount(&root).unwrap();
+        setting.containerd.remove("c1").await.unwrap();
+        // containerd's collector removes the row some time after its own.
+        wait_for("the container's snapshot to go", || async {
+            let left = names(&socket).await;
+            (!left.iter().any(|name| name.ends_with("/c1"))).then_some(())
+        })
+        .await;
+        clean_up(&socket).await;
+        assert_eq!(setting.node.layers_mounted(), 0);
+        setting.peer.pinned.subscribe().wait_for(|pinned| pinned.is_empty()).await.unwrap();
+        let root = setting.run_on("c2", &setting.chain_ids[4].to_string()).await;
+        blocking(move || check_files(&root)).await;
+        assert_eq!(*setting.peer.pinned.borrow(), setting.layers);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_peer_cannot_supply_is_left_to_containerd() {
+    let mut setting = Setting::new("auto", &["prepareWait=300ms"]).await;
+    let base = setting.chain_ids[0];
+    *setting.peer.mood.lock() = Mood::Refuses(Reason::Corrupt);
+    let corrupt = setting.containerd.pull_layer(base, "").await.unwrap_err();
+    assert_eq!(corrupt.code(), Code::Unknown, "{corrupt}");
+    assert!(corrupt.message().contains("digest"), "{corrupt}");
+
+    *setting.peer.mood.lock() = Mood::Refuses(Reason::Unauthorized);
+    let mounts = setting.containerd.pull_layer(base, "").await.unwrap();
+    assert_eq!(mounts[0].r#type, "bind");
+
+    let unknown = crate::image::sha256(b"unknown");
+    let mounts = setting.containerd.pull_layer(unknown, "").await.unwrap();
+    assert_eq!(mounts[0].r#type, "bind");
+
+    setting.peer_process.take().unwrap().stop().await;
+    let labels = [("containerd.io/snapshot.ref", base.to_string())];
+    let mounts = setting.containerd.prepare("extract-2-abcd", "", &labels).await.unwrap();
+    assert_eq!(mounts[0].r#type, "bind");
+    let mounts = setting.containerd.prepare("ordinary", "", &[]).await.unwrap();
+    assert_eq!(mounts[0].r#type, "bind");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_still_being_built_is_answered_and_waited_for_at_the_start() {
+    let setting = Setting::new("auto", &["prepareWait=100ms", "startDeadline=2s"]).await;
+    *setting.peer.mood.lock() = Mood::Refuses(Reason::Deadline);
+    let top = setting.containerd.pull(&setting.chain_ids).await;
+    let refused = setting.containerd.prepare("c1", &top, &[]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    *setting.peer.mood.lock() = Mood::Willing;
+    let root = setting.run_on("c1", &top).await;
+    blocking(move || check_files(&root)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ordinary_layers_stand_on_lazy_ones() {
+    let setting = Setting::new("auto", &[]).await;
+    let lazy = setting.containerd.pull(&setting.chain_ids).await;
+    let mounts = setting.containerd.prepare("extract-3-abcd", &lazy, &[]).await.unwrap();
+    let unpacking = setting.node.mount("unpacking", &mounts);
+    fs::write(unpacking.join("etc/ordinary"), "here").unwrap();
+    d7y_fuse::mounts::unmount(&unpacking).unwrap();
+    setting.containerd.commit("extract-3-abcd", "ordinary").await.unwrap();
+    let root = setting.run_on("c1", "ordinary").await;
+    assert_eq!(read(&root, "etc/ordinary").unwrap(), b"here");
+    blocking(move || assert!(read(&root, "opt/app").unwrap() == noise(5, 200_000))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_does_not_fail_reads() {
+    let setting = Setting::new("auto", &[]).await;
+    let root = setting.run("c1").await;
+    *setting.peer.mood.lock() = Mood::DiskFull;
+    blocking(move || check_files(&root)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_nobody_answers_fails_in_time() {
+    let setting = Setting::new("auto", &["readDeadline=500ms"]).await;
+    let root = setting.run("c1").await;
+    setting.peer.hold.send_replace(true);
+    let started = Instant::now();
+    let at = root.clone();
+    let failed = blocking(move || read(&at, "opt/app").unwrap_err()).await;
+    assert_eq!(failed.raw_os_error(), Some(5));
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    setting.peer.hold.send_replace(false);
+    blocking(move || check_files(&root)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_run_is_traced() {
+    let setting = Setting::new("auto", &["trace.window=1s"]).await;
+    let root = setting.run("c1").await;
+    blocking(move || check_files(&root)).await;
+    let trace = wait_for("the trace", || async { setting.peer.traces.lock().first().cloned() }).await;
+    assert!(trace.runs.iter().any(|run| run.layer == image()[0].layer.digest.0));
+    assert!(trace.runs.iter().all(|run| run.chunks > 0));
+}
