@@ -233,11 +233,15 @@ impl FetchLoop {
             }
         }
         self.forget_gone_waiters();
+        self.drop_evicted();
         self.reconnect();
     }
 
     fn add_layer(&mut self, layer: Arc<Layer>, background: bool) {
         let digest = layer.digest();
+        if self.layers.get(&digest).is_some_and(|known| !Arc::ptr_eq(&known.layer, &layer)) {
+            self.drop_layer(digest);
+        }
         if !self.layers.contains_key(&digest) {
             let sizes = layer.chunks().iter().map(|chunk| chunk.frame_bytes).collect();
             let len = layer.chunks().len() as u32;
@@ -249,6 +253,18 @@ impl FetchLoop {
         if background {
             self.planner.want_rest(digest, Instant::now());
         }
+    }
+
+    /// Lets go of layers that the store has evicted: open files would keep their space.
+    fn drop_evicted(&mut self) {
+        let gone = self.layers.iter().filter(|(_, entry)| !self.context.store.holds(&entry.layer));
+        let gone: Vec<_> = gone.map(|(digest, _)| *digest).collect();
+        gone.into_iter().for_each(|digest| self.drop_layer(digest));
+    }
+
+    fn drop_layer(&mut self, digest: Sha256Digest) {
+        self.planner.remove_layer(digest);
+        self.layers.remove(&digest);
     }
 
     fn set_parents(&mut self, layer: Sha256Digest, parents: Vec<Parent>) {

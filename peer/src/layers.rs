@@ -1,13 +1,15 @@
 //! Every way in which this peer comes to a layer, behind one `open`.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use d7y_chassis::tasks::{OnEnd, Tasks};
 use d7y_proto::scheduler::inventory::State;
 use d7y_store::{Layer, Store};
 use d7y_transfer::FailureCode;
-use d7y_types::{ByteRange, LayerRef};
+use d7y_types::{ByteRange, LayerRef, Sha256Digest};
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
 use crate::directory::{Directory, Plan};
@@ -49,6 +51,8 @@ pub struct Layers {
     pub metrics: Arc<Metrics>,
     pub tasks: Tasks,
     ingests: Semaphore,
+    /// Layers whose parents the fetch loop has been told of since this process started.
+    engaged: Mutex<HashMap<Sha256Digest, Weak<Layer>>>,
 }
 
 /// What a caller of `open` follows.
@@ -72,9 +76,20 @@ impl Layers {
         let LayersParts { config, directory, fetcher, ingester, receiver, tasks } = parts;
         let (store, metrics) = (ingester.store.clone(), ingester.metrics.clone());
         let ingests = Semaphore::new(MAX_INGESTS);
-        let openings = Openings::default();
-        let this =
-            Self { config, store, openings, directory, fetcher, ingester, receiver, metrics, tasks, ingests };
+        let (openings, engaged) = (Openings::default(), Mutex::default());
+        let this = Self {
+            config,
+            store,
+            openings,
+            directory,
+            fetcher,
+            ingester,
+            receiver,
+            metrics,
+            tasks,
+            ingests,
+            engaged,
+        };
         for layer in this.store.layers() {
             this.directory.announce(layer.digest(), inventory_state(&layer));
         }
@@ -131,8 +146,12 @@ impl Layers {
         self.openings.end(layer.digest, &reporter, outcome);
     }
 
-    /// Makes the fetch loop know the layer and its parents.
-    async fn engage(&self, layer: &Arc<Layer>) {
+    /// Makes the fetch loop know the layer and its parents. Once per process: the scheduler pushes what changes.
+    pub async fn engage(&self, layer: &Arc<Layer>) {
+        let before = self.engaged.lock().insert(layer.digest(), Arc::downgrade(layer));
+        if before.is_some_and(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(layer))) {
+            return;
+        }
         self.fetcher.add_layer(layer.clone(), self.config.background && !layer.readable().is_full()).await;
         let plan = self.directory.plan(layer.digest()).await;
         let mut parents = plan.ask;
@@ -218,13 +237,15 @@ impl Layers {
         if wanted.is_empty() {
             return Ok(Uncached::new());
         }
+        // After a restart of the peer, containers read from layers that nobody has opened since.
+        self.engage(layer).await;
         self.fetcher.ensure(layer, wanted, deadline).await
     }
 
     /// Reads layers again from the origin when readers wait for chunks that nobody holds any more.
     pub async fn watch_orphans(self: Arc<Self>) {
         let patience = self.config.origin_fallback_after;
-        let mut since = std::collections::HashMap::new();
+        let mut since = HashMap::new();
         loop {
             tokio::time::sleep(Duration::from_millis(500)).await;
             let orphans = self.fetcher.orphans().await;

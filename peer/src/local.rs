@@ -48,10 +48,7 @@ impl Handler for LocalService {
             Some(request::Kind::PutDescriptor(put)) => self.park(put.name, descriptor),
             Some(request::Kind::TakeDescriptor(take)) => self.unpark(&take.name),
             Some(request::Kind::RecordTrace(trace)) => self.record(trace).await,
-            Some(request::Kind::PinLayers(pin)) => {
-                self.layers.store.pin(pin.digests.iter().filter_map(|raw| digest_from_wire(raw).ok()));
-                done()
-            }
+            Some(request::Kind::PinLayers(pin)) => self.pin(&pin.digests),
             Some(request::Kind::GetStatus(_)) => self.status(),
             None => Answer::failure(Reason::Invalid, "the request is of a kind that this peer does not know"),
         }
@@ -138,6 +135,20 @@ impl LocalService {
             ),
             Err(error) => Answer::failure(Reason::Unavailable, chain(&error)),
         }
+    }
+
+    /// Pinned layers are in use: what they still lack is fetched, also after a restart of the peer.
+    fn pin(&self, digests: &[Vec<u8>]) -> Answer {
+        let digests: Vec<_> = digests.iter().filter_map(|raw| digest_from_wire(raw).ok()).collect();
+        self.layers.store.pin(digests.iter().copied());
+        let layers = self.layers.clone();
+        self.tasks.spawn("engage pinned layers", OnEnd::Expected, async move {
+            for layer in digests.into_iter().filter_map(|digest| layers.store.layer(digest)) {
+                layers.engage(&layer).await;
+            }
+            Ok::<_, std::convert::Infallible>(())
+        });
+        done()
     }
 
     fn park(&self, name: String, descriptor: Option<OwnedFd>) -> Answer {

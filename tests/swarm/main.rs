@@ -182,6 +182,42 @@ async fn a_restarted_peer_serves_what_it_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_peer_fetches_for_readers_that_never_opened_the_layer_again() {
+    let registry = FakeRegistry::start().await;
+    let layer = TestLayer::random(10, 50_000);
+    let reference = layer.push(&registry);
+    let cluster = Cluster::new();
+    let seed = cluster.start("seed", Role::Seed, &[]).await;
+    cluster.start("one", Role::Node, &[&seed]).await.assert_reads(&reference, &layer).await;
+    registry.always(Turn::status(500));
+    let two = cluster.start_lazy("two", &[&seed]).await;
+    two.client.open_layer(&reference, SOON).await.unwrap();
+    two.stop().await;
+    let two = cluster.start_lazy("two", &[&seed]).await;
+    let range = ByteRange::new(0, layer.device.len() as u64);
+    two.client.ensure_range(reference.digest, range, Duration::from_secs(5)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_evicted_layer_gives_its_space_back_and_can_be_had_again() {
+    let registry = FakeRegistry::start().await;
+    let (first, second) = (TestLayer::random(50, 50_000), TestLayer::random(51, 50_000));
+    let (first_reference, second_reference) = (first.push(&registry), second.push(&registry));
+    let cluster = Cluster::new();
+    let seed = cluster.start("seed", Role::Seed, &[]).await;
+    // Room for one of the two.
+    let limited = |config: &mut d7y_peer::Config| config.store.limit = d7y_chassis::ByteSize::mib(7);
+    let node = cluster.start_with("node", &[&seed], limited).await;
+    for _ in 0..2 {
+        node.assert_reads(&first_reference, &first).await;
+        node.assert_reads(&second_reference, &second).await;
+    }
+    let status = node.client.status(SOON).await.unwrap();
+    assert!(status.store_bytes <= status.store_limit_bytes, "{status:?}");
+    assert_eq!(node.metric("d7y_peer_store_full_total").await, 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_full_store_serves_uncached_and_raises_one_alarm() {
     let registry = FakeRegistry::start().await;
     let layer = TestLayer::random(60, 50_000);

@@ -87,6 +87,11 @@ impl Store {
         self.layers.lock().values().cloned().collect()
     }
 
+    /// Whether this is still the store's own; false after an eviction.
+    pub fn holds(&self, layer: &Arc<Layer>) -> bool {
+        self.layers.lock().get(&layer.digest()).is_some_and(|held| Arc::ptr_eq(held, layer))
+    }
+
     /// Room for a layer whose index is still to come.
     pub fn stage(&self, layer: &LayerRef) -> Result<Staging, StoreError> {
         let number = self.staged.fetch_add(1, Ordering::Relaxed);
@@ -185,9 +190,8 @@ impl Store {
     fn evict_one(&self, user: Sha256Digest) -> Result<bool, StoreError> {
         let mut layers = self.layers.lock();
         let pinned = self.pinned.lock();
-        let idle = layers.values().filter(|layer| {
-            layer.digest() != user && !pinned.contains(&layer.digest()) && Arc::strong_count(layer) == 1
-        });
+        let idle =
+            layers.values().filter(|layer| layer.digest() != user && !pinned.contains(&layer.digest()));
         let Some(oldest) = idle.min_by_key(|layer| layer.last_used()).map(|layer| layer.digest()) else {
             return Ok(false);
         };
