@@ -11,6 +11,7 @@ use d7y_chassis::tasks::{OnEnd, Tasks};
 use d7y_fuse::Session;
 use d7y_peer_client::{Link, LocalClient};
 use d7y_proto::snapshots::snapshots_server::SnapshotsServer;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::UnixListener;
 use tokio::runtime::Handle;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -45,6 +46,7 @@ const SESSION_STOP: Duration = Duration::from_secs(2);
 
 /// Takes over what an earlier snapshotter left, binds every socket, then spawns the snapshotter's tasks.
 pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<()> {
+    raise_descriptor_limit();
     let listener = listen::bind_unix(&config.socket, "socket")?;
     let mut observability = Vec::new();
     if let Some(address) = config.metrics.listen {
@@ -70,6 +72,15 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<()> {
     watch_session(&tasks, session);
     serve_containerd(&tasks, listener, snapshotter);
     Ok(())
+}
+
+/// Two descriptors for each layer in use: the usual soft limit of 1,024 ends at some 500 layers.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays low: only some hundred layers can be used at once");
+    }
 }
 
 async fn take_over(

@@ -54,7 +54,7 @@ fn layer_code(error: &LayerError) -> Code {
             Reason::Unauthorized => Code::PermissionDenied,
             _ => Code::Internal,
         },
-        LayerError::Pins => Code::Unavailable,
+        LayerError::Device(DeviceError::Busy { .. }) | LayerError::Pins => Code::Unavailable,
         LayerError::Read { .. } | LayerError::Write { .. } => Code::DataLoss,
         _ => Code::Internal,
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use d7y_image::{IndexError, LayerIndex, MAX_INDEX_BYTES};
-use d7y_peer_client::{ClientError, LocalClient};
+use d7y_peer_client::{ClientError, Link, LocalClient};
 use d7y_proto::local::LayerOpened;
 use d7y_types::{ByteRange, LayerRef, Sha256Digest};
 use parking_lot::RwLock;
@@ -19,6 +19,8 @@ use crate::layers::chunks::{ChunkTable, Present};
 pub struct Device {
     /// Says where everything lies: two indexes of one layer may differ in that.
     pub layout: Sha256Digest,
+    /// The connection over which it was opened: another peer process may have another index.
+    link: Link,
     file: File,
     table: ChunkTable,
     present: Present,
@@ -34,6 +36,8 @@ pub enum DeviceError {
     Index { layer: Sha256Digest, source: IndexError },
     #[error("the peer's index is of layer {found}, not of {layer}")]
     OtherLayer { layer: Sha256Digest, found: Sha256Digest },
+    #[error("the peer did not answer in time to open layer {layer}; is d7y-peer running?")]
+    Busy { layer: Sha256Digest },
     #[error("opening layer {layer} was interrupted")]
     Interrupted { layer: Sha256Digest },
 }
@@ -57,6 +61,12 @@ impl Device {
         let chunks = self.table.bytes_of(missing);
         let offset = chunks.offset.max(range.offset);
         Ok(Some(ByteRange::new(offset, chunks.end().min(range.end()) - offset)))
+    }
+
+    /// Whether the peer that answers now is the one that opened the device. Only then do offsets mean the same to
+    /// both.
+    pub fn is_current(&self, peer: &LocalClient) -> bool {
+        self.link == *peer.link().borrow()
     }
 
     pub fn file(&self) -> &File {
@@ -86,11 +96,13 @@ impl Device {
 pub struct DeviceSlot {
     pub layer: LayerRef,
     open: RwLock<Option<Arc<Device>>>,
+    /// One opening at a time; the others take what it brought.
+    opening: tokio::sync::Mutex<()>,
 }
 
 impl DeviceSlot {
     pub fn new(layer: LayerRef) -> Self {
-        Self { layer, open: RwLock::new(None) }
+        Self { layer, open: RwLock::new(None), opening: tokio::sync::Mutex::default() }
     }
 
     /// The device, if it is open.
@@ -98,12 +110,21 @@ impl DeviceSlot {
         self.open.read().clone()
     }
 
-    /// The device, opened if it is not. Two at once may open it twice, which is harmless.
+    /// The device as the peer that answers now has it; opened if it is not, or only by a peer before.
     pub async fn device(&self, peer: &LocalClient, deadline: Instant) -> Result<Arc<Device>, DeviceError> {
-        match self.ready() {
+        if let Some(device) = self.current(peer) {
+            return Ok(device);
+        }
+        let opening = tokio::time::timeout_at(deadline.into(), self.opening.lock()).await;
+        let _opening = opening.map_err(|_| DeviceError::Busy { layer: self.layer.digest })?;
+        match self.current(peer) {
             Some(device) => Ok(device),
             None => Ok(self.reopen(peer, deadline).await?.0),
         }
+    }
+
+    fn current(&self, peer: &LocalClient) -> Option<Arc<Device>> {
+        self.ready().filter(|device| device.is_current(peer))
     }
 
     /// Opens the device and returns the index too.
@@ -113,9 +134,15 @@ impl DeviceSlot {
         deadline: Instant,
     ) -> Result<(Arc<Device>, LayerIndex), DeviceError> {
         let layer = self.layer.digest;
+        let mut link = peer.link();
+        let wait = link.wait_for(|link| matches!(link, Link::Up(_)));
+        let link = match tokio::time::timeout_at(deadline.into(), wait).await {
+            Ok(Ok(link)) => *link,
+            _ => return Err(DeviceError::Busy { layer }),
+        };
         let opened = peer.open_layer(&self.layer, remaining(deadline)).await;
         let opened = opened.map_err(|source| DeviceError::Peer { layer, source })?;
-        let loaded = tokio::task::spawn_blocking(move || load(layer, &opened));
+        let loaded = tokio::task::spawn_blocking(move || load(layer, link, &opened));
         let (device, index) = loaded.await.map_err(|_| DeviceError::Interrupted { layer })??;
         let device = Arc::new(device);
         *self.open.write() = Some(Arc::clone(&device));
@@ -132,7 +159,7 @@ pub fn remaining(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now())
 }
 
-fn load(layer: Sha256Digest, opened: &LayerOpened) -> Result<(Device, LayerIndex), DeviceError> {
+fn load(layer: Sha256Digest, link: Link, opened: &LayerOpened) -> Result<(Device, LayerIndex), DeviceError> {
     let index_file = open(layer, &opened.index_path)?;
     let sealed = read_index(&index_file).map_err(|source| DeviceError::File {
         layer,
@@ -145,6 +172,7 @@ fn load(layer: Sha256Digest, opened: &LayerOpened) -> Result<(Device, LayerIndex
     }
     let device = Device {
         layout: layout(&index),
+        link,
         file: open(layer, &opened.device_path)?,
         table: ChunkTable::new(&index.chunks),
         present: Present::new(open(layer, &opened.bitmap_path)?, &index.chunks),

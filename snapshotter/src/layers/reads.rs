@@ -118,7 +118,7 @@ impl Reader {
         loop {
             let error = match self.try_fetch(source, range, deadline).await {
                 Ok(Some(readable)) => return Ok(readable),
-                // The peer says that the range is there, its bitmap does not: ask again.
+                // The peer has restarted meanwhile, or says that the range is there and its bitmap does not.
                 Ok(None) => ReadError::Deadline,
                 Err(error) if error.is_transient() => error,
                 Err(error) => return Err(error),
@@ -150,6 +150,9 @@ impl Reader {
         let layer = source.slot.layer.digest;
         let fetched = self.peer.ensure_range(layer, missing, remaining(deadline)).await;
         let fetched = fetched.map_err(ReadError::Peer)?;
+        if !device.is_current(&self.peer) {
+            return Ok(None);
+        }
         if fetched.is_empty() {
             return Ok(device.missing(range)?.is_none().then_some(Readable::FromDevice(device)));
         }

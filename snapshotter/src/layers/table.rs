@@ -164,7 +164,8 @@ impl Layers {
     fn find_mounted(&self, remote: &RemoteLayer, device: &Device) -> Option<(Arc<Entry>, PathBuf)> {
         let key = *self.decided.lock().get(&(remote.layer.digest, remote.chain_id))?;
         let entry = self.entries.lock().get(&key).filter(|_| key.layout == device.layout).cloned()?;
-        let path = entry.0.lock().as_ref()?.path.clone();
+        // Busy: it is being mounted or unmounted, which is waited for where waiting is allowed.
+        let path = entry.0.try_lock()?.as_ref()?.path.clone();
         Some((entry, path))
     }
 

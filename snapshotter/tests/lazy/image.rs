@@ -55,6 +55,10 @@ pub struct BuiltLayer {
 }
 
 pub fn build(entries: &[Entry]) -> BuiltLayer {
+    build_with(entries, &BuildOptions::default())
+}
+
+pub fn build_with(entries: &[Entry], options: &BuildOptions) -> BuiltLayer {
     let tar = tar(entries);
     let digest = sha256(&tar);
     let layer = LayerRef {
@@ -66,7 +70,7 @@ pub fn build(entries: &[Entry]) -> BuiltLayer {
         compression: Compression::None,
     };
     let mut chunks = Chunks(Vec::new());
-    let index = build_layer(&layer, tar.as_slice(), &mut chunks, &BuildOptions::default()).unwrap();
+    let index = build_layer(&layer, tar.as_slice(), &mut chunks, options).unwrap();
     let sealed = IndexSigner::from_hex(&"07".repeat(32)).unwrap().seal(&index).unwrap();
     BuiltLayer { layer, index, sealed, chunks: chunks.0 }
 }

@@ -21,7 +21,8 @@ use crate::image::BuiltLayer;
 
 /// A peer that has every chunk at hand and gives each only when it is asked for.
 pub struct FakePeer {
-    layers: HashMap<Sha256Digest, Kept>,
+    layers: Mutex<HashMap<Sha256Digest, Arc<Kept>>>,
+    directory: PathBuf,
     pub mood: Mutex<Mood>,
     /// While true, reads of missing data wait.
     pub hold: watch::Sender<bool>,
@@ -51,17 +52,9 @@ struct Kept {
 
 impl FakePeer {
     pub fn new(directory: &Path, layers: Vec<BuiltLayer>) -> Arc<Self> {
-        let keep = |built: BuiltLayer| {
-            let own = directory.join(built.layer.digest.to_hex());
-            std::fs::create_dir_all(&own).unwrap();
-            let [index, device, bitmap] = ["index", "device", "bitmap"].map(|name| own.join(name));
-            std::fs::write(&index, &built.sealed).unwrap();
-            File::create(&device).unwrap().set_len(built.index.device_bytes()).unwrap();
-            std::fs::write(&bitmap, vec![0; built.index.chunks.len().div_ceil(8)]).unwrap();
-            (built.layer.digest, Kept { built, index, device, bitmap })
-        };
-        Arc::new(Self {
-            layers: layers.into_iter().map(keep).collect(),
+        let peer = Arc::new(Self {
+            layers: Mutex::default(),
+            directory: directory.to_owned(),
             mood: Mutex::new(Mood::Willing),
             hold: watch::Sender::new(false),
             ranges: watch::Sender::new(0),
@@ -69,7 +62,21 @@ impl FakePeer {
             parked: watch::Sender::new(0),
             traces: Mutex::default(),
             descriptors: Mutex::default(),
-        })
+        });
+        layers.into_iter().for_each(|built| peer.keep(built));
+        peer
+    }
+
+    /// Takes a layer into the store, instead of one that is there; nothing of it is present.
+    pub fn keep(&self, built: BuiltLayer) {
+        let mut layers = self.layers.lock();
+        let own = self.directory.join(format!("{}-{}", layers.len(), built.layer.digest.to_hex()));
+        std::fs::create_dir_all(&own).unwrap();
+        let [index, device, bitmap] = ["index", "device", "bitmap"].map(|name| own.join(name));
+        std::fs::write(&index, &built.sealed).unwrap();
+        File::create(&device).unwrap().set_len(built.index.device_bytes()).unwrap();
+        std::fs::write(&bitmap, vec![0; built.index.chunks.len().div_ceil(8)]).unwrap();
+        layers.insert(built.layer.digest, Arc::new(Kept { built, index, device, bitmap }));
     }
 
     /// Starts to answer; a stop and a start are a restart that forgets what lived in memory.
@@ -85,7 +92,7 @@ impl FakePeer {
         if let Mood::Refuses(reason) = *self.mood.lock() {
             return Answer::failure(reason, "the peer of this test refuses");
         }
-        let Some(kept) = self.layers.get(&digest) else {
+        let Some(kept) = self.layers.lock().get(&digest).cloned() else {
             return Answer::failure(Reason::NotFound, "no such layer");
         };
         let text = |path: &Path| path.to_str().unwrap().to_owned();
@@ -100,7 +107,7 @@ impl FakePeer {
         self.ranges.send_modify(|ranges| *ranges += 1);
         let mut hold = self.hold.subscribe();
         hold.wait_for(|hold| !hold).await.unwrap();
-        let kept = &self.layers[&digest_from_wire(&wanted.digest).unwrap()];
+        let kept = Arc::clone(&self.layers.lock()[&digest_from_wire(&wanted.digest).unwrap()]);
         let range = ByteRange::new(wanted.offset, wanted.length);
         let uncached = match *self.mood.lock() {
             Mood::DiskFull => kept.bytes(range),

@@ -7,13 +7,16 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use d7y_image::BuildOptions;
 use d7y_proto::local::Reason;
 use d7y_snapshotter::resolve::chain_ids;
 use d7y_types::Sha256Digest;
 use tonic::Code;
 
 use crate::containerd::{Containerd, clean_up, names};
-use crate::image::{BuiltLayer, build, directory, documents, file, hard_link, noise, symlink};
+use crate::image::{
+    BuiltLayer, Entry, build, build_with, directory, documents, file, hard_link, noise, symlink,
+};
 use crate::node::{Node, Snapshotter, blocking, wait_for};
 use crate::peer::{FakePeer, Mood, PeerProcess};
 
@@ -74,6 +77,10 @@ impl Setting {
     }
 }
 
+fn top() -> [Entry; 2] {
+    [directory("opt/", 0o700, 0), file("opt/app", noise(5, 200_000))]
+}
+
 fn image() -> Vec<BuiltLayer> {
     let base = build(&[
         directory("etc/", 0o750, 5),
@@ -86,8 +93,7 @@ fn image() -> Vec<BuiltLayer> {
         file("usr/other", noise(3, 300_000)),
     ]);
     let implied = build(&[file("etc/only", noise(4, 5000)), file("usr/.wh.gone", Vec::new())]);
-    let top = build(&[directory("opt/", 0o700, 0), file("opt/app", noise(5, 200_000))]);
-    vec![base, implied, build(&[]), top, build(&[])]
+    vec![base, implied, build(&[]), build(&top()), build(&[])]
 }
 
 fn read(root: &Path, path: &str) -> io::Result<Vec<u8>> {
@@ -191,6 +197,23 @@ async fn a_restarted_peer_learns_everything_again() {
     parked.wait_for(|parked| *parked == 2).await.unwrap();
     pinned.wait_for(|pinned| *pinned == setting.layers).await.unwrap();
     blocking(move || check_files(&root)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_of_another_layout_is_never_read_through_the_old_mount() {
+    for (driver, mood) in [("erofs", Mood::Willing), ("erofs", Mood::DiskFull), ("fuse", Mood::DiskFull)] {
+        let mut setting = Setting::new(driver, &[]).await;
+        let root = setting.run("c1").await;
+        setting.peer_process.take().unwrap().stop().await;
+        let options = BuildOptions { chunk_bytes: 16 << 10, ..BuildOptions::default() };
+        setting.peer.keep(build_with(&top(), &options));
+        *setting.peer.mood.lock() = mood;
+        setting.peer_process = Some(setting.peer.start(&setting.node.peer_socket()));
+        let refused = blocking(move || read(&root, "opt/app").unwrap_err()).await;
+        assert_eq!(refused.raw_os_error(), Some(5));
+        let second = setting.run_on("c2", &setting.chain_ids[4].to_string()).await;
+        blocking(move || check_files(&second)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
