@@ -1,4 +1,4 @@
-use d7y_image::{Chunk, Codec};
+use d7y_image::{Chunk, Codec, MAX_CHUNK_BYTES};
 use d7y_types::ChunkHash;
 
 #[derive(Debug, thiserror::Error)]
@@ -9,14 +9,18 @@ pub enum VerifyError {
     Hash,
 }
 
-/// Decodes a frame and checks it against the chunk's hash: nothing is readable or forwarded before this.
+/// Decodes a frame and checks it against the chunk's hash: nothing is readable or forwarded before this. A chunk of zeros,
+/// which may be as long as the device, yields nothing.
 pub fn decode_chunk(chunk: &Chunk, frame: &[u8]) -> Result<Vec<u8>, VerifyError> {
     let bytes = chunk.bytes() as usize;
+    if chunk.codec != Codec::Zero && chunk.bytes() > MAX_CHUNK_BYTES {
+        return Err(VerifyError::Decode(chunk.bytes()));
+    }
     if frame.len() != chunk.frame_bytes as usize {
         return Err(VerifyError::Decode(chunk.bytes()));
     }
     let data = match chunk.codec {
-        Codec::Zero => return Ok(vec![0; bytes]),
+        Codec::Zero => return Ok(Vec::new()),
         Codec::Raw => frame.to_vec(),
         Codec::Zstd => {
             zstd::bulk::decompress(frame, bytes).map_err(|_| VerifyError::Decode(chunk.bytes()))?

@@ -185,3 +185,14 @@ fn a_layer_with_a_damaged_index_is_dropped_and_the_rest_kept() {
     assert!(store.layer(good.reference.digest).is_some());
     assert!(store.layer(bad.reference.digest).is_none());
 }
+
+/// Such a record is 40 bytes from a peer; the memory would be this node's.
+#[test]
+fn a_chunk_of_zeros_as_long_as_a_device_costs_nothing() {
+    let mut record = [0; 40];
+    record[..4].copy_from_slice(&(u32::MAX - 1).to_le_bytes());
+    let zeros = Chunk::decode(&record, None).unwrap();
+    assert!(decode_chunk(&zeros, &[]).unwrap().is_empty());
+    let huge = Chunk { codec: Codec::Raw, frame_bytes: 1, ..zeros };
+    assert!(decode_chunk(&huge, &[0]).is_err());
+}

@@ -221,7 +221,7 @@ fn well_formed(chunk: &Chunk) -> bool {
     let frame = u64::from(chunk.frame_bytes);
     chunk.blocks > 0
         && match chunk.codec {
-            Codec::Zero => frame == 0,
+            Codec::Zero => frame == 0 && chunk.hash.0 == [0; 32],
             Codec::Raw => frame == chunk.bytes() && chunk.bytes() <= MAX_CHUNK_BYTES,
             Codec::Zstd => frame > 0 && frame < chunk.bytes() && chunk.bytes() <= MAX_CHUNK_BYTES,
         }
@@ -253,7 +253,7 @@ mod tests {
 
     fn index() -> LayerIndex {
         let chunk = |device_block, blocks, pack_offset, frame_bytes, codec| {
-            let hash = ChunkHash([device_block as u8; 32]);
+            let hash = ChunkHash([if codec == Codec::Zero { 0 } else { device_block as u8 }; 32]);
             Chunk { device_block, blocks, pack_offset, frame_bytes, codec, hash }
         };
         LayerIndex {
@@ -300,19 +300,21 @@ mod tests {
 
     #[test]
     fn malformed_chunks_are_refused() {
-        let cases: [(u32, u32, Codec); 8] = [
-            (0, 0, Codec::Zero),
-            (1, 1, Codec::Zero),
-            (1, 4095, Codec::Raw),
-            (257, 257 * 4096, Codec::Raw),
-            (1, 0, Codec::Zstd),
-            (1, 4096, Codec::Zstd),
-            (257, 9, Codec::Zstd),
-            (u32::MAX, 0, Codec::Zero),
+        let cases: [(u32, u32, Codec, u8); 9] = [
+            (0, 0, Codec::Zero, 0),
+            (1, 1, Codec::Zero, 0),
+            (1, 0, Codec::Zero, 1),
+            (1, 4095, Codec::Raw, 1),
+            (257, 257 * 4096, Codec::Raw, 1),
+            (1, 0, Codec::Zstd, 1),
+            (1, 4096, Codec::Zstd, 1),
+            (257, 9, Codec::Zstd, 1),
+            (u32::MAX, 0, Codec::Zero, 0),
         ];
-        for (blocks, frame_bytes, codec) in cases {
+        for (blocks, frame_bytes, codec, hash) in cases {
             let mut index = index();
-            index.chunks[1] = Chunk { blocks, frame_bytes, codec, ..index.chunks[1] };
+            let hash = ChunkHash([hash; 32]);
+            index.chunks[1] = Chunk { blocks, frame_bytes, codec, hash, ..index.chunks[1] };
             let found = LayerIndex::decode(&sealed(&index));
             assert!(found.is_err(), "{blocks} blocks, {frame_bytes} bytes, {codec:?} were accepted");
         }
