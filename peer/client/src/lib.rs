@@ -12,6 +12,8 @@
 mod client;
 mod convert;
 mod frame;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod server;
 mod socket;
 

@@ -97,6 +97,14 @@ impl CredentialStore {
     }
 }
 
+/// What the file says about a registry, without asking a helper.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn said_of(text: &[u8], registry: &str) -> Option<Credentials> {
+    let file = DockerFile::parse(text, Path::new("config.json")).ok()?;
+    let _ = file.helper(registry).and_then(HelperName::new);
+    file.entry(registry)?.credentials().unwrap_or_default()
+}
+
 /// The file that `docker` would use: `$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`.
 pub(crate) fn default_docker_config() -> Option<PathBuf> {
     let directory = match std::env::var_os("DOCKER_CONFIG") {

@@ -14,6 +14,8 @@ mod config;
 mod credentials;
 mod error;
 mod fetch;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod helper;
 mod origin;
 mod patience;

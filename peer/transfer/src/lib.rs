@@ -47,6 +47,8 @@ mod answers;
 mod client;
 mod codec;
 mod connection;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod lanes;
 mod request;
 mod server;

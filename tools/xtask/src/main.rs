@@ -2,6 +2,7 @@
 //!
 //! Built from std and anyhow alone, because it has to run before anything else is installed.
 
+mod fuzz;
 mod packages;
 mod run;
 mod setup;
@@ -21,6 +22,8 @@ cargo xtask COMMAND
       --client nerdctl|api   what drives containerd, default nerdctl where it could be built
       --keep                 leave everything running until Ctrl-C
   test [--unprivileged]      every check and test; --unprivileged leaves out those that need root
+  fuzz [TARGET...]           feed mutated input to the parsers of tests/fuzz
+      --seconds N            for so long each, default 60
   bench cold-start|warm ...  measure, see `cargo xtask bench cold-start --help` (root)
   setup                      install what the others need (root), and nothing else
 ";
@@ -42,6 +45,7 @@ fn dispatch(args: Vec<String>) -> Result<ExitCode> {
     };
     match command.as_str() {
         "demo" | "bench" => setup::then_bench(command, rest),
+        "fuzz" => fuzz::run(&fuzz::Plan::parse(rest)?),
         "test" => test::run(test::Scope::parse(rest)?),
         "setup" => setup::everything().map(|()| ExitCode::SUCCESS),
         "help" | "--help" | "-h" => {

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use crate::run;
 
 /// Needed to compile.
-pub const BUILD: &[&str] = &["gcc", "libc6-dev", "protobuf-compiler"];
+pub const BUILD: &[&str] = &["g++", "gcc", "libc6-dev", "protobuf-compiler"];
 
 /// Needed to run the demo, the benches and the privileged tests.
 pub const RIG: &[&str] = &[

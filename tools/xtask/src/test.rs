@@ -5,12 +5,14 @@ use std::process::{Command, ExitCode};
 use anyhow::{Result, bail};
 
 use crate::setup::{self, Profile};
-use crate::{packages, run};
+use crate::{fuzz, packages, run};
 
 const CARGO_DENY: &str = "0.20.2";
 
 /// Tests that need root have this word in their path (a module or a function name).
 const PRIVILEGED: &str = "privileged";
+/// Enough to see that seeds and mutations near them are borne; `cargo xtask fuzz` looks further.
+const FUZZ_SECONDS: u32 = 2;
 
 /// How much of the suite runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -37,6 +39,9 @@ pub fn run(scope: Scope) -> Result<ExitCode> {
     prepare(scope)?;
     let mut tally = Tally::default();
     tally.check("formatting", || run::to_end(run::cargo().args(["fmt", "--all", "--check"])));
+    tally.check("formatting of the fuzz workspace", || {
+        run::to_end(run::cargo().args(["fmt", "--check", "--manifest-path", fuzz::MANIFEST]))
+    });
     tally.check("clippy", || run::to_end(&mut clippy()));
     match deny_binary() {
         Ok(()) => tally.check("cargo-deny: bans, licenses, sources", || run::to_end(&mut deny())),
@@ -44,6 +49,7 @@ pub fn run(scope: Scope) -> Result<ExitCode> {
     }
     tally.check("build the daemons", || setup::build(Profile::Dev));
     tally.tests("unit and integration tests", &mut tests(scope, Part::Crates));
+    tally.check("fuzz the parsers", || fuzz::run(&fuzz::Plan::short(FUZZ_SECONDS)).map(drop));
     tally.tests(end_to_end_title(scope), &mut tests(scope, Part::EndToEnd));
     tally.close()
 }
