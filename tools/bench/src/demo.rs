@@ -66,7 +66,7 @@ impl Driver {
 /// A step failed, or a container's root differs from the image.
 pub fn run(options: &Options) -> Result<()> {
     let lab = Lab::open(Places::find()?)?;
-    show(&lab, options).with_context(|| format!("logs are kept in {}", lab.save_logs().display()))
+    lab.keep_logs(show(&lab, options))
 }
 
 fn show(lab: &Lab, options: &Options) -> Result<()> {

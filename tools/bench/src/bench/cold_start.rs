@@ -115,8 +115,8 @@ pub fn run(options: &Options) -> Result<()> {
                 let mut bench = Bench { client: client.as_ref(), recipe, rate, run, starts: &mut starts };
                 for system in &options.systems {
                     match system {
-                        System::Overlayfs => bench.overlayfs(&places)?,
-                        System::D7y => bench.d7y(&places)?,
+                        System::Overlayfs => in_lab(&places, |lab| bench.overlayfs(lab))?,
+                        System::D7y => in_lab(&places, |lab| bench.d7y(lab))?,
                     }
                 }
                 results.save(&starts)?;
@@ -130,6 +130,11 @@ pub fn run(options: &Options) -> Result<()> {
         results.path.display()
     );
     Ok(())
+}
+
+fn in_lab(places: &Places, work: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
+    let lab = Lab::open(places.clone())?;
+    lab.keep_logs(work(&lab))
 }
 
 fn recipe(name: &str) -> Result<Recipe> {
@@ -148,12 +153,11 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    fn overlayfs(&mut self, places: &Places) -> Result<()> {
-        let lab = Lab::open(places.clone())?;
-        let image = self.image(&lab)?;
-        let registry = Registry::start(&lab)?;
+    fn overlayfs(&mut self, lab: &Lab) -> Result<()> {
+        let image = self.image(lab)?;
+        let registry = Registry::start(lab)?;
         let wanted = push(&registry, &image, Snapshotter::Overlayfs)?;
-        let node = Node::start(&lab, lab.host("plain", Link(Some(self.rate)))?, None)?;
+        let node = Node::start(lab, lab.host("plain", Link(Some(self.rate)))?, None)?;
         let daemons = [&node.containerd];
         let cold = Run {
             node: &node,
@@ -168,12 +172,11 @@ impl Bench<'_> {
         self.start(OVERLAYFS_WARM, &warm, &daemons, Then::End)
     }
 
-    fn d7y(&mut self, places: &Places) -> Result<()> {
-        let lab = Lab::open(places.clone())?;
-        let image = self.image(&lab)?;
-        let cluster = Cluster::start(&lab, Link(Some(SEED_MBIT)))?;
+    fn d7y(&mut self, lab: &Lab) -> Result<()> {
+        let image = self.image(lab)?;
+        let cluster = Cluster::start(lab, Link(Some(SEED_MBIT)))?;
         let wanted = push(&cluster.registry, &image, Snapshotter::D7y)?;
-        let node = |name| cluster.node(&lab, name, Link(Some(self.rate)), &Extra::default());
+        let node = |name| cluster.node(lab, name, Link(Some(self.rate)), &Extra::default());
         let (first, second) = (node("first")?, node("second")?);
         let counter = &cluster.registry.counter;
         self.start(FIRST_EVER, &on(&first, &image, &wanted, counter), &daemons(&first), Then::ReadAll)?;

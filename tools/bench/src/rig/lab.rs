@@ -75,8 +75,16 @@ impl Lab {
         &self.inner.dir
     }
 
-    /// Copies every log and configuration, for a look after the lab is gone. Says where to.
-    pub fn save_logs(&self) -> PathBuf {
+    /// Passes a result on; when it is an error, keeps every log and configuration for a look after
+    /// the lab is gone, and says where.
+    ///
+    /// # Errors
+    /// The one it was given.
+    pub fn keep_logs<T>(&self, result: Result<T>) -> Result<T> {
+        result.with_context(|| format!("logs are kept in {}", self.save_logs().display()))
+    }
+
+    fn save_logs(&self) -> PathBuf {
         let to = self.places.results.join(format!("failed-{}", self.id()));
         let hosts = fs::read_dir(self.dir()).into_iter().flatten().flatten().map(|entry| entry.path());
         for dir in hosts.filter(|path| path.is_dir()).chain([self.dir().to_path_buf()]) {

@@ -2,7 +2,6 @@
 //! run can remove what a killed one could not.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -32,21 +31,17 @@ const VANISH: Duration = Duration::from_secs(10);
 
 const CLAIM_TRIES: u32 = 64;
 
-/// Takes a name that no other lab has and makes its directory.
+/// Takes a name that no other lab has and makes its directory, which has an owner from the first
+/// moment on.
 pub(super) fn claim(labs: &Path) -> Result<String> {
+    let unnamed = labs.join(format!(".{}", hex::encode(random_bytes::<8>()?)));
+    fs::create_dir(&unnamed).with_context(|| format!("cannot make {}", unnamed.display()))?;
+    fs::write(unnamed.join(OWNER), owner(std::process::id()).context("this process has no start time")?)?;
     for _ in 0..CLAIM_TRIES {
         let id = format!("{PREFIX}{}", hex::encode(random_bytes::<2>()?));
-        let dir = labs.join(&id);
-        match fs::create_dir(&dir) {
-            Ok(()) => {
-                let mut file = fs::File::create(dir.join(OWNER))?;
-                file.write_all(
-                    owner(std::process::id()).context("this process has no start time")?.as_bytes(),
-                )?;
-                return Ok(id);
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error).with_context(|| format!("cannot make {}", dir.display())),
+        // A directory takes the place of no other that has files.
+        if fs::rename(&unnamed, labs.join(&id)).is_ok() {
+            return Ok(id);
         }
     }
     bail!("no free lab name below {}", labs.display())
@@ -59,7 +54,8 @@ pub(super) fn sweep(labs: &Path) {
         else {
             continue;
         };
-        let Ok(recorded) = fs::read_to_string(dir.join(OWNER)) else { continue };
+        // None when the end of that lab was itself cut short: the owner's file goes last.
+        let recorded = fs::read_to_string(dir.join(OWNER)).unwrap_or_default();
         let pid = recorded.split(' ').next().and_then(|pid| pid.parse().ok());
         if pid.and_then(owner).is_some_and(|running| running == recorded) {
             continue;
@@ -113,6 +109,10 @@ pub(super) fn remove(id: &str, dir: &Path) {
     remove_cgroups(Path::new("/sys/fs/cgroup"), id);
     remove_fifos(dir);
     let _ = fs::remove_dir_all(Path::new("/run/containerd/runc").join(id));
+    for path in children(dir).iter().filter(|path| !path.ends_with(OWNER)) {
+        let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        warn(removed.with_context(|| format!("cannot remove {}", path.display())));
+    }
     warn(fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display())));
 }
 
