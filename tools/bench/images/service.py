@@ -27,5 +27,7 @@ with open("/app/model.bin", "rb") as file:
 
 frame = pd.DataFrame({"weight": weights, "group": np.arange(weights.size) % 7})
 print("ready", VERSION, json.dumps(summary(frame)), flush=True)
+# The first process of a container has no default handler that ends it.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 while True:
     signal.pause()

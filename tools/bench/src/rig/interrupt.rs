@@ -1,4 +1,5 @@
-//! Ctrl-C, SIGTERM and SIGHUP: end every lab of this process, then exit. A second one exits at once.
+//! Ctrl-C, SIGTERM and SIGHUP: end every lab of this process, then exit. A third one exits at once:
+//! two come easily, and what stays behind stays until the next lab opens.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, Once, Weak};
@@ -49,10 +50,15 @@ fn listen() {
     runtime.block_on(next_signal());
     INTERRUPTED.store(true, Ordering::SeqCst);
     let closing = std::thread::spawn(close_all);
-    eprintln!("\ninterrupted: cleaning up (once more to leave at once)");
+    eprintln!("\ninterrupted: cleaning up");
     runtime.block_on(async {
+        let impatient = async {
+            next_signal().await;
+            eprintln!("still cleaning up; once more leaves mounts, processes and files behind");
+            next_signal().await;
+        };
         tokio::select! {
-            () = next_signal() => {}
+            () = impatient => {}
             () = async { while !closing.is_finished() { tokio::time::sleep(super::daemon::LOOK_AGAIN).await } } => {}
         }
     });
