@@ -51,12 +51,19 @@ impl Node {
         let config = config::Containerd { dir: &dir, snapshotter };
         let file = dir.join("config.toml");
         std::fs::write(&file, config.text()).context("cannot write containerd's configuration")?;
-        let mut command = host.command("containerd");
-        let containerd =
-            lab.start(&format!("{}-containerd", host.name), command.arg("--config").arg(&file))?;
         let socket = config.socket();
-        containerd.wait_ready(READY, || std::os::unix::net::UnixStream::connect(&socket).is_ok())?;
+        let containerd = launch(lab, &host, &file, &socket)?;
         Ok(Self { containerd, namespace: lab.id().to_owned(), state: config.state(), socket, host })
+    }
+
+    /// Starts containerd again, from the same files, after it has ended.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub fn restart(&mut self, lab: &Lab) -> Result<()> {
+        let file = self.host.dir.join("containerd/config.toml");
+        self.containerd = launch(lab, &self.host, &file, &self.socket)?;
+        Ok(())
     }
 
     /// containerd's.
@@ -69,4 +76,11 @@ impl Node {
         let tasks = self.state.join("io.containerd.runtime.v2.task");
         tasks.join(&self.namespace).join(container).join("rootfs")
     }
+}
+
+fn launch(lab: &Lab, host: &Host, config: &Path, socket: &Path) -> Result<Daemon> {
+    let mut command = host.command("containerd");
+    let containerd = lab.start(&format!("{}-containerd", host.name), command.arg("--config").arg(config))?;
+    containerd.wait_ready(READY, || std::os::unix::net::UnixStream::connect(socket).is_ok())?;
+    Ok(containerd)
 }
