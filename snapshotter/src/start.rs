@@ -20,7 +20,9 @@ use tonic::transport::Server;
 
 use crate::announce::Announcer;
 use crate::config::Config;
-use crate::layers::{Connection, FUSE_DESCRIPTOR, LayerFilesystem, Layers, LayersParts, Reader, Registry};
+use crate::layers::{
+    Connection, FUSE_DESCRIPTOR, Failures, LayerFilesystem, Layers, LayersParts, Reader, Registry,
+};
 use crate::meta::Store;
 use crate::metrics::Metrics;
 use crate::place::Place;
@@ -100,6 +102,7 @@ async fn take_over(
         deadline: config.read_deadline.get(),
         metrics: metrics.clone(),
         recorder: Arc::clone(&recorder),
+        failures: Failures::default(),
     })));
     let connection = Connection::find(peer, &place, config.driver).await?;
     let layers = Arc::new(Layers::new(LayersParts {

@@ -29,7 +29,7 @@ mod tree;
 pub use device::{Device, DeviceError, DeviceSlot};
 pub use filesystem::{DEVICES, LayerFilesystem, LayerNode, TREES};
 pub use pins::Pins;
-pub use reads::{Reader, Source};
+pub use reads::{Failures, Reader, Source};
 pub use registry::{MountId, MountKey, MountRecord, Registry};
 pub use session::{Connection, Driver, FUSE_DESCRIPTOR, SessionError};
 pub use table::{ChainLayer, LayerError, Layers, LayersParts, Mounted};

@@ -1,3 +1,4 @@
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -6,6 +7,7 @@ use d7y_fuse::{Errno, ReadReply};
 use d7y_peer_client::{ClientError, LocalClient};
 use d7y_proto::local::Reason;
 use d7y_types::{ByteRange, Sha256Digest};
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
@@ -15,6 +17,49 @@ use crate::trace::Recorder;
 
 /// Before a refused range is asked for again, within the read's deadline.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+/// A read this soon after another has failed, of the same bytes or those that follow, is part of the same access: the
+/// kernel goes on with the rest of a failed readahead, then tries again page by page, above EROFS and below it. Each of
+/// these would wait for the deadline anew.
+const SAME_ACCESS: Duration = Duration::from_millis(500);
+/// Failures remembered: the accesses that the kernel tries again at a time.
+const MAX_FAILURES: usize = 64;
+
+/// Reads that have failed just now.
+#[derive(Debug, Default)]
+pub struct Failures(Mutex<VecDeque<Failure>>);
+
+#[derive(Debug)]
+struct Failure {
+    layer: Sha256Digest,
+    range: ByteRange,
+    at: Instant,
+}
+
+impl Failures {
+    fn note(&self, layer: Sha256Digest, range: ByteRange) {
+        let mut failures = self.0.lock();
+        if failures.len() == MAX_FAILURES {
+            failures.pop_front();
+        }
+        failures.push_back(Failure { layer, range, at: Instant::now() });
+    }
+
+    /// Whether a read belongs to an access that has failed; its bytes belong to it from then on.
+    fn repeats(&self, layer: Sha256Digest, range: ByteRange) -> bool {
+        let mut failures = self.0.lock();
+        let same = failures.iter_mut().find(|failed| {
+            failed.layer == layer
+                && failed.at.elapsed() < SAME_ACCESS
+                && failed.range.offset < range.end()
+                && range.offset <= failed.range.end()
+        });
+        let Some(failed) = same else { return false };
+        let (offset, end) = (failed.range.offset.min(range.offset), failed.range.end().max(range.end()));
+        failed.range = ByteRange::new(offset, end - offset);
+        true
+    }
+}
 
 /// What a read needs to know about its layer.
 #[derive(Debug)]
@@ -33,6 +78,7 @@ pub struct Reader {
     pub deadline: Duration,
     pub metrics: Metrics,
     pub recorder: Arc<Recorder>,
+    pub failures: Failures,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +134,11 @@ impl Reader {
     }
 
     async fn miss(&self, source: &Source, range: ByteRange, reply: ReadReply) {
+        let layer = source.slot.layer.digest;
+        if self.failures.repeats(layer, range) {
+            self.metrics.read(ReadResult::Failed);
+            return reply.error(Errno::IO);
+        }
         let started = Instant::now();
         let result = self.fetch(source, range, started + self.deadline).await;
         self.metrics.missed(started.elapsed());
@@ -101,7 +152,7 @@ impl Reader {
             }
             Err(error) => {
                 self.metrics.read(ReadResult::Failed);
-                let layer = source.slot.layer.digest;
+                self.failures.note(layer, range);
                 let cause = &error as &dyn std::error::Error;
                 tracing::error!(%layer, offset = range.offset, bytes = range.length, error = cause, "a read fails");
                 reply.error(Errno::IO);
@@ -164,5 +215,29 @@ impl Reader {
 
     fn touch(&self, source: &Source, device: &Device, range: ByteRange) {
         self.recorder.touch(source.slot.layer.digest, device.chunks_in(range));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_try_of_what_has_failed_is_known_by_its_bytes() {
+        let (failures, layer, other) = (Failures::default(), Sha256Digest([1; 32]), Sha256Digest([2; 32]));
+        failures.note(layer, ByteRange::new(65_536, 65_536));
+        for (layer, offset, length, repeats) in [
+            (layer, 65_536, 4096, true),
+            (layer, 126_976, 4096, true),
+            (layer, 0, 65_536, false),
+            (layer, 135_168, 4096, false),
+            (layer, 131_072, 4096, true),
+            (layer, 135_168, 4096, true),
+            (other, 65_536, 4096, false),
+        ] {
+            assert_eq!(failures.repeats(layer, ByteRange::new(offset, length)), repeats, "{offset}");
+        }
+        (0..MAX_FAILURES).for_each(|_| failures.note(other, ByteRange::new(0, 1)));
+        assert!(!failures.repeats(layer, ByteRange::new(65_536, 4096)), "the oldest goes");
     }
 }
