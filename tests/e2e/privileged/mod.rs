@@ -1,0 +1,8 @@
+mod bad;
+mod cleanup;
+mod drivers;
+mod fallback;
+
+mod gone;
+mod killed;
+mod start;

@@ -1,0 +1,187 @@
+//! What every test stands on: a lab of its own, daemons as built from this tree, and waiting.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use d7y_bench::rig::client::{Api, Client, Started, Wanted};
+use d7y_bench::rig::cluster::{Cluster, D7yNode, Extra, Peer};
+use d7y_bench::rig::command::{run, tail};
+use d7y_bench::rig::host::Link;
+use d7y_bench::rig::image::Image;
+use d7y_bench::rig::lab::Lab;
+use d7y_bench::rig::leftovers::mounts_below;
+use d7y_bench::rig::metrics::Samples;
+use d7y_bench::rig::node::Snapshotter;
+use d7y_bench::rig::places::Places;
+
+/// Everything that a test waits for comes much sooner on an idle machine.
+pub const SOON: Duration = Duration::from_secs(60);
+
+/// Between two looks at something that is waited for.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// The packages that `cargo xtask test` builds beforehand: the same set has the same features, and nothing is
+/// built twice.
+const PACKAGES: [&str; 4] = ["d7y-peer", "d7y-scheduler", "d7y-snapshotter", "d7y-bench"];
+
+/// One lab at a time: two cores carry one cluster.
+static TURN: Mutex<Daemons> = Mutex::new(Daemons::Stale);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Daemons {
+    Stale,
+    Built,
+}
+
+/// Runs a test in a lab. Afterwards nothing of the lab may be left, also when the test failed; then
+/// the ends of all its logs are shown.
+pub fn in_lab(test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() || std::env::var_os("D7Y_TEST_UNPRIVILEGED").is_some() {
+        eprintln!("not run: an end-to-end test makes namespaces and mounts and needs root");
+        return Ok(());
+    }
+    let mut daemons = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let places = Places::find()?;
+    if *daemons == Daemons::Stale {
+        build_daemons(&places)?;
+        *daemons = Daemons::Built;
+    }
+    let began = Instant::now();
+    let lab = Lab::open(places)?;
+    let dir = lab.dir().to_path_buf();
+    let ended = catch_unwind(AssertUnwindSafe(|| test(&lab)));
+    if !matches!(ended, Ok(Ok(()))) {
+        show_logs(&dir);
+    }
+    drop(lab);
+    eprintln!("    in the lab for {:.1} s", began.elapsed().as_secs_f64());
+    ended.unwrap_or_else(|panic| resume_unwind(panic))?;
+    ensure!(mounts_below(&dir).is_empty(), "mounts are left: {:?}", mounts_below(&dir));
+    ensure!(!dir.exists(), "{} is left", dir.display());
+    Ok(())
+}
+
+/// cargo does not build other packages' programs for a test; an old one would be tested in their place.
+fn build_daemons(places: &Places) -> Result<()> {
+    if !places.binaries.ends_with("debug") {
+        return PACKAGES.iter().try_for_each(|name| places.daemon(name).map(drop));
+    }
+    let target = places.binaries.parent().context("a profile's directory has a parent")?;
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace")?);
+    cargo.args(["build", "--locked", "--quiet", "--bins", "--target-dir"]).arg(target);
+    cargo.args(PACKAGES.iter().flat_map(|name| ["-p", name]));
+    run(&mut cargo).context("cannot build the daemons that are to be tested")
+}
+
+fn show_logs(dir: &Path) {
+    for file in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = file.path();
+        if path.extension().is_some_and(|extension| extension == "log") {
+            let text = std::fs::read(&path).unwrap_or_default();
+            eprintln!("--- {}\n{}", path.display(), tail(&String::from_utf8_lossy(&text)));
+        }
+    }
+}
+
+/// Links as fast as the machine is.
+pub const UNLIMITED: Link = Link(None);
+
+/// A node named `name` with its daemons' options changed: `KEY=VALUE` each.
+pub fn node(
+    cluster: &Cluster,
+    lab: &Lab,
+    name: &str,
+    peer: &[&str],
+    snapshotter: &[&str],
+) -> Result<D7yNode> {
+    let extra = Extra { peer: options(peer), snapshotter: options(snapshotter) };
+    cluster.node(lab, name, UNLIMITED, &extra)
+}
+
+/// `KEY=VALUE` as a daemon's command line has it.
+pub fn options(settings: &[&str]) -> Vec<String> {
+    settings.iter().flat_map(|setting| ["--set".to_owned(), (*setting).to_owned()]).collect()
+}
+
+/// Pushes an image, and says how to ask for it through d7y.
+pub fn push(cluster: &Cluster, image: &Image) -> Result<Wanted> {
+    let reference = cluster.registry.push(&image.layout, &image.tag, "app")?.parse()?;
+    Ok(Wanted { reference, snapshotter: Snapshotter::D7y })
+}
+
+/// Starts a container as a CRI would, and returns it with the first line that it prints.
+pub fn start(node: &D7yNode, wanted: &Wanted, container: &str) -> Result<(Started, String)> {
+    start_with(&Api, node, wanted, container)
+}
+
+/// As [`start`], with another client.
+pub fn start_with(
+    client: &dyn Client,
+    node: &D7yNode,
+    wanted: &Wanted,
+    container: &str,
+) -> Result<(Started, String)> {
+    let started = client.start(&node.node, wanted, container).context(client.name())?;
+    let line = started.first_output(SOON).context(client.name())?.line;
+    Ok((started, line))
+}
+
+/// Waits until a look says yes.
+pub fn wait_until(what: &str, look: impl FnMut() -> Result<bool>) -> Result<()> {
+    wait_within(SOON, what, look)
+}
+
+/// As [`wait_until`], with a deadline of its own.
+pub fn wait_within(limit: Duration, what: &str, mut look: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + limit;
+    while !look().with_context(|| what.to_owned())? {
+        if Instant::now() >= deadline {
+            bail!("not within {limit:?}: {what}");
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    Ok(())
+}
+
+/// Waits until all data of an image is on a node.
+pub fn wait_complete(peer: &Peer, image: &Image) -> Result<()> {
+    wait_until("all of the image is on the node", || Ok(peer.share_present(image)? >= 1.0))
+}
+
+/// The sum of a metric of a daemon.
+pub fn metric(
+    service: &d7y_bench::rig::service::Service,
+    name: &str,
+    labels: &[(&str, &str)],
+) -> Result<u64> {
+    Ok(Samples::of(service.address())?.sum(name, labels) as u64)
+}
+
+/// Bytes of an image's layers that the registry has sent to anybody.
+pub fn layer_bytes(cluster: &Cluster, image: &Image) -> u64 {
+    let blobs = cluster.registry.counter.total().blobs;
+    image.layers.iter().filter_map(|(digest, _)| blobs.get(digest)).map(|blob| blob.body_bytes).sum()
+}
+
+/// A cluster whose seed has the image, as a node that is named `warm` left it: other nodes find the
+/// indexes at once and miss all data.
+pub fn warm(lab: &Lab, image: &Image) -> Result<(Cluster, Wanted, D7yNode)> {
+    let cluster = Cluster::start(lab, UNLIMITED)?;
+    let wanted = push(&cluster, image)?;
+    let warm = node(&cluster, lab, "warm", &[], &[])?;
+    start(&warm, &wanted, "warm").context("on the node that warms the cluster")?.0.end();
+    wait_complete(&warm.peer, image)?;
+    Ok((cluster, wanted, warm))
+}
+
+/// containerd's own client, on a node.
+pub fn ctr(node: &D7yNode, words: &[&str]) -> Command {
+    let mut ctr = node.node.host.command("ctr");
+    ctr.arg("--address").arg(node.node.socket()).args(["--namespace", &node.node.namespace]).args(words);
+    ctr
+}
