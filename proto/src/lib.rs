@@ -12,7 +12,6 @@ pub mod local {
 }
 
 /// containerd and snapshotter: `protos/snapshots.proto`.
-#[allow(clippy::too_many_lines, reason = "generated: one arm per method")]
 pub mod snapshots {
     tonic::include_proto!("containerd.services.snapshots.v1");
 }

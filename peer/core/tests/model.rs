@@ -1,6 +1,6 @@
 //! The planner against a model that knows only what it was told: any events, in any order.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
 //! Tasks, shutdown and the metrics server together, as a daemon uses them.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 
 use std::convert::Infallible;
 use std::sync::Arc;

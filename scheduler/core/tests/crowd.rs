@@ -1,5 +1,5 @@
 //! Bounds, shares and stability with many peers.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 
 use std::collections::BTreeMap;
 use std::time::Duration;

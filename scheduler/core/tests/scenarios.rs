@@ -5,7 +5,7 @@
 //! - `tick`, or `wait SECONDS` (with a tick at its end)
 //! - `NAME hears INDEX LEASE [PARENTS]`: the newest of the messages since the last such line
 //! - `NAME hears nothing`
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 
 use std::collections::BTreeMap;
 use std::time::Duration;

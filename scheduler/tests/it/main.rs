@@ -1,5 +1,5 @@
 //! The scheduler as peers and operators meet it: real sockets, the real client, the real binary.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 
 mod cluster;
 mod process;
