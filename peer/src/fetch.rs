@@ -262,9 +262,14 @@ impl FetchLoop {
         gone.into_iter().for_each(|digest| self.drop_layer(digest));
     }
 
+    /// Who waits asks again: for the layer that is here then. So do we, for what parents hold of it.
     fn drop_layer(&mut self, digest: Sha256Digest) {
         self.planner.remove_layer(digest);
-        self.layers.remove(&digest);
+        self.parents.values().for_each(|parent| parent.client.unbind(digest));
+        let waiting = self.layers.remove(&digest).map(|entry| entry.waiting).unwrap_or_default();
+        for id in waiting.into_values().flatten() {
+            self.waiters.remove(&id);
+        }
     }
 
     fn set_parents(&mut self, layer: Sha256Digest, parents: Vec<Parent>) {

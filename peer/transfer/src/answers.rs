@@ -87,6 +87,11 @@ impl Questions {
         Binding::Ask(number)
     }
 
+    /// The next bind takes a new stream: on the old one the parent has said all that it will say of its own accord.
+    pub fn unbind(&mut self, layer: Sha256Digest) {
+        self.by_layer.remove(&layer);
+    }
+
     /// Notes that chunks are asked for; nothing when the layer is not bound.
     pub fn ask(&mut self, layer: Sha256Digest, chunks: &[u32]) -> Option<u32> {
         let number = *self.by_layer.get(&layer)?;

@@ -76,6 +76,11 @@ impl Client {
         }
     }
 
+    /// Forgets that the layer was bound: the next [`Self::bind`] asks anew. What was asked for still comes.
+    pub fn unbind(&self, layer: Sha256Digest) {
+        lock(&self.questions).unbind(layer);
+    }
+
     /// Asks for chunks of a bound layer; they come as events. False as for [`Self::bind`].
     pub fn get(&self, layer: Sha256Digest, lane: Lane, chunks: &[u32]) -> bool {
         let Some(stream) = lock(&self.questions).ask(layer, chunks) else { return false };

@@ -65,6 +65,20 @@ async fn bits_of_a_huge_layer_come_whole() {
 }
 
 #[tokio::test]
+async fn a_layer_that_was_unbound_is_asked_about_anew() {
+    let fake = Fake::new(3);
+    let server = start(&fake, ServerLimits::default()).await;
+    let mut fetching = Fetching::connect(server.address).await;
+    for _ in 0..2 {
+        assert!(fetching.client.bind(LAYER));
+        let event = fetching.event().await;
+        assert!(matches!(&event, Event::Holding { layer: LAYER, bits } if bits == &[0xff]), "{event:?}");
+        fetching.client.unbind(LAYER);
+        assert!(!fetching.client.get(LAYER, Lane::Demand, &[0]), "not bound any more");
+    }
+}
+
+#[tokio::test]
 async fn a_layer_that_was_unknown_can_be_bound_again() {
     let fake = Fake::new(8);
     let server = start(&fake, ServerLimits::default()).await;
