@@ -2,6 +2,7 @@ mod bad;
 mod cleanup;
 mod drivers;
 mod fallback;
+mod full;
 
 mod gone;
 mod killed;
