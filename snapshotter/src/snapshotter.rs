@@ -140,7 +140,7 @@ impl Snapshotter {
     pub async fn clean_up(self: &Arc<Self>) -> Result<(), SnapshotError> {
         let snapshotter = Arc::clone(self);
         blocking(move || {
-            snapshotter.layers.sweep(&snapshotter.layers_in_use());
+            snapshotter.layers.sweep(|| snapshotter.layers_in_use());
             snapshotter.delete_garbage()
         })
         .await

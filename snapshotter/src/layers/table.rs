@@ -282,51 +282,51 @@ impl Layers {
 
     /// Unmounts the layers that nothing needs: neither one of these layers, on one of these chains, nor somebody who
     /// holds a [`Mounted`]. Blocks.
-    pub fn sweep(&self, used: &HashSet<(Sha256Digest, Sha256Digest)>) {
-        let layers: HashSet<_> = used.iter().map(|(layer, _)| *layer).collect();
+    ///
+    /// `in_use` is asked again under the lock of each layer that is to go: a snapshot may have come since.
+    pub fn sweep(&self, in_use: impl Fn() -> HashSet<(Sha256Digest, Sha256Digest)>) {
         let is_used = |key: &MountKey| match key.chain {
-            Some(chain) => used.contains(&(key.layer, chain)),
-            None => layers.contains(&key.layer),
+            Some(chain) => in_use().contains(&(key.layer, chain)),
+            None => in_use().iter().any(|(layer, _)| *layer == key.layer),
         };
         let all: Vec<_> = self.entries.lock().iter().map(|(key, entry)| (*key, Arc::clone(entry))).collect();
-        let mut gone = Vec::new();
         for (key, entry) in all {
             if !is_used(&key) {
-                gone.extend(self.unmount(&key, &entry));
+                self.unmount(&key, &entry, is_used);
             }
         }
-        self.forget(&gone);
+        let layers: HashSet<_> = in_use().into_iter().map(|(layer, _)| layer).collect();
         self.decided.lock().retain(|_, key| self.entries.lock().contains_key(key));
         let mut slots = self.slots.lock();
         slots.retain(|layer, slot| layers.contains(layer) || Arc::strong_count(slot) > 1);
         self.pins.replace(slots.keys().copied().collect::<BTreeSet<_>>());
     }
 
-    /// The mount's number when it is gone for good.
-    fn unmount(&self, key: &MountKey, entry: &Arc<Entry>) -> Option<MountId> {
+    /// All of it under the entry's lock: whoever mounts the layer anew gets the same number, and must not lose what
+    /// belongs to it.
+    fn unmount(&self, key: &MountKey, entry: &Arc<Entry>, is_used: impl Fn(&MountKey) -> bool) {
         /// The table's own and the caller's.
         const IDLE_REFERENCES: usize = 2;
         let mut state = entry.0.lock();
-        let mounted = state.as_ref()?;
-        if Arc::strong_count(entry) > IDLE_REFERENCES {
-            return None;
+        let Some(mounted) = state.as_ref() else { return };
+        if Arc::strong_count(entry) > IDLE_REFERENCES || is_used(key) {
+            return;
         }
         if self.parts.driver == Driver::Erofs
             && let Err(error) = mounts::unmount(&mounted.path)
         {
             let cause = &error as &dyn std::error::Error;
             tracing::debug!(layer = %key.layer, error = cause, "a layer stays mounted");
-            return None;
+            return;
         }
         let id = mounted.id;
-        self.parts.filesystem.hide(id);
+        self.forget(&[id]);
         *state = None;
         self.parts.metrics.mounted_layers.dec();
         let mut entries = self.entries.lock();
         if Arc::strong_count(entry) == IDLE_REFERENCES {
             entries.remove(key);
         }
-        Some(id)
     }
 
     /// Removes what belongs to mounts that are no more; what cannot be removed is tried again at the next start.
