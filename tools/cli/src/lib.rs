@@ -1,0 +1,33 @@
+//! `d7y`, the command line for people: one module per subcommand, each with its `Args` and a `run`.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage. What a command prints for programs or for pipes goes to standard
+//! output, everything said to the person goes to standard error.
+
+mod containerd;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser, Debug)]
+#[command(name = "d7y", version, about = "Starts containers before their images have been downloaded")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Connect this node's containerd with d7y
+    Containerd(containerd::Args),
+}
+
+pub fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Containerd(args) => containerd::run(args),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("d7y: {error:#}");
+        ExitCode::FAILURE
+    })
+}
