@@ -10,6 +10,7 @@ use d7y_chassis::Tasks;
 use d7y_peer_client::LocalClient;
 use d7y_proto::snapshots::Mount;
 use d7y_types::Sha256Digest;
+use parking_lot::Mutex;
 
 use crate::announce::Announcer;
 use crate::error::SnapshotError;
@@ -37,6 +38,8 @@ pub struct Snapshotter {
     pub(crate) metrics: Metrics,
     pub(crate) tasks: Tasks,
     pub(crate) waits: Waits,
+    /// One clean-up at a time: two take each other's mounts for used ones and each other's directories away.
+    pub(crate) cleaning: Mutex<()>,
 }
 
 /// How long things may take.
@@ -140,6 +143,7 @@ impl Snapshotter {
     pub async fn clean_up(self: &Arc<Self>) -> Result<(), SnapshotError> {
         let snapshotter = Arc::clone(self);
         blocking(move || {
+            let _alone = snapshotter.cleaning.lock();
             snapshotter.layers.sweep(|| snapshotter.layers_in_use());
             snapshotter.delete_garbage()
         })

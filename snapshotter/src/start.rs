@@ -132,6 +132,7 @@ async fn take_over(
             start: config.start_deadline.get(),
             trace: config.trace.window.get(),
         },
+        cleaning: Default::default(),
     };
     Ok((Arc::new(snapshotter), session))
 }
