@@ -10,6 +10,8 @@ use crate::{packages, run};
 
 /// The last nerdctl whose module and dependencies a module proxy is known to answer for.
 const NERDCTL: &str = "2.1.2";
+/// As a build without linker flags says it.
+const CONTAINERD: &str = "2.4.2+unknown";
 
 /// Installs and builds all that demo, bench and test need, except d7y itself.
 ///
@@ -61,35 +63,64 @@ pub fn build(profile: Profile) -> Result<()> {
     run::to_end(&mut build)
 }
 
+/// A program that Debian does not have, built with Go from a module whose go.sum pins all that it needs.
+struct GoTool {
+    name: &'static str,
+    version: &'static str,
+    package: &'static str,
+    without: &'static str,
+}
+
 /// Builds nerdctl where Go is present. Without Go, or without its modules, the rig drives
 /// containerd through its own API: said here, and again in what the demo prints.
 pub fn nerdctl() {
-    let tools = run::tools_dir();
-    let binary = tools.join("nerdctl");
-    if says_version(&binary, NERDCTL) {
-        return;
+    GoTool {
+        name: "nerdctl",
+        version: NERDCTL,
+        package: "github.com/containerd/nerdctl/v2/cmd/nerdctl",
+        without: "containerd is driven through its API instead",
     }
-    if !run::in_path("go") {
-        eprintln!(
-            "Go is not here, so there will be no nerdctl: containerd is driven through its API instead."
-        );
-        return;
-    }
-    eprintln!("This builds nerdctl {NERDCTL} with Go, into {} (about a minute).", tools.display());
-    if run::step("go build nerdctl", || run::to_end(&mut go_build(&binary))).is_err() {
-        eprintln!("nerdctl could not be built: containerd is driven through its API instead.");
-    }
+    .ensure();
 }
 
-fn go_build(binary: &Path) -> Command {
-    let mut go = Command::new("go");
-    // The go.mod names nerdctl alone; go.sum beside it pins all that it needs.
-    go.args(["build", "-mod=readonly", "-trimpath", "-ldflags", "-s -w", "-o"])
-        .arg(binary)
-        .arg("github.com/containerd/nerdctl/v2/cmd/nerdctl")
-        .current_dir(run::workspace().join("tools/bench/go/nerdctl"))
-        .env("CGO_ENABLED", "0");
-    go
+/// Builds containerd 2.x where Go is present; Debian 12 has 1.6.
+pub fn containerd() {
+    GoTool {
+        name: "containerd",
+        version: CONTAINERD,
+        package: "github.com/containerd/containerd/v2/cmd/containerd",
+        without: "what d7y writes for containerd 2.x is not tried with one",
+    }
+    .ensure();
+}
+
+impl GoTool {
+    fn ensure(&self) {
+        let Self { name, version, without, .. } = self;
+        let binary = run::tools_dir().join(name);
+        if says_version(&binary, version) {
+            return;
+        }
+        if !run::in_path("go") {
+            eprintln!("Go is not here, so there will be no {name} {version}: {without}.");
+            return;
+        }
+        let place = run::tools_dir();
+        eprintln!("This builds {name} {version} with Go, into {} (about a minute).", place.display());
+        if run::step(&format!("go build {name}"), || run::to_end(&mut self.build(&binary))).is_err() {
+            eprintln!("{name} could not be built: {without}.");
+        }
+    }
+
+    fn build(&self, binary: &Path) -> Command {
+        let mut go = Command::new("go");
+        go.args(["build", "-mod=readonly", "-trimpath", "-ldflags", "-s -w", "-o"])
+            .arg(binary)
+            .arg(self.package)
+            .current_dir(run::workspace().join("tools/bench/go").join(self.name))
+            .env("CGO_ENABLED", "0");
+        go
+    }
 }
 
 /// Whether the tool is there and is of this version.

@@ -73,6 +73,7 @@ fn prepare(scope: Scope) -> Result<()> {
     }
     packages::ensure(packages::RIG)?;
     setup::nerdctl();
+    setup::containerd();
     Ok(())
 }
 

@@ -118,6 +118,10 @@ fn filled<T: TableLike>(mut table: T, values: &[(&str, &str)]) -> T {
 
 /// The value without the spaces and comments around it.
 fn plain(item: &Item) -> String {
+    let mut item = item.clone();
+    if let Some(value) = item.as_value_mut() {
+        value.decor_mut().clear();
+    }
     item.to_string().trim().to_owned()
 }
 

@@ -41,7 +41,7 @@ impl Stanza {
 
     /// Changes what has to be changed for containerd to use d7y.
     pub fn apply(&self, document: &mut Document) -> Result<()> {
-        let schema = self.schema(document)?;
+        self.state_version(document)?;
         let proxy = |key| ["proxy_plugins", NAME, key];
         document.set(&proxy("type"), "snapshot")?;
         document.set(&proxy("address"), self.socket.as_str())?;
@@ -50,10 +50,10 @@ impl Stanza {
             document
                 .set(&["proxy_plugins", NAME, "exports", "enable_remote_snapshot_annotations"], "true")?;
         }
-        let images: &[&str] =
-            if schema < 3 { &["plugins", CRI_1, "containerd"] } else { &["plugins", CRI_2] };
-        document.set(&[images, &["snapshotter"]].concat(), NAME)?;
-        document.set(&[images, &["disable_snapshot_annotations"]].concat(), false)?;
+        for images in self.images(document) {
+            document.set(&[images, &["snapshotter"]].concat(), NAME)?;
+            document.set(&[images, &["disable_snapshot_annotations"]].concat(), false)?;
+        }
         if self.is_2() {
             self.unpack(document)?;
         }
@@ -71,28 +71,34 @@ impl Stanza {
         self.containerd.major >= 2
     }
 
-    /// The version of the file's keys; a file without settings of plugins gets the newest that fits.
-    fn schema(&self, document: &mut Document) -> Result<i64> {
-        let newest = if self.is_2() { 3 } else { 2 };
-        let stated = document.get(&["version"]).map(|item| item.as_integer());
-        match stated {
-            Some(Some(version)) if (2..=4).contains(&version) => return Ok(version),
+    /// The tables that say which snapshotter the CRI plugin uses. containerd 2.x moves the old table's values to the
+    /// new one, and forgets them when the file names no runtimes (2.4.2): the new one is always written there.
+    fn images(&self, document: &Document) -> Vec<&'static [&'static str]> {
+        let (old, new): (&[&str], &[&str]) = (&["plugins", CRI_1, "containerd"], &["plugins", CRI_2]);
+        match (self.is_2(), document.get(old).is_some()) {
+            (false, _) => vec![old],
+            (true, true) => vec![old, new],
+            (true, false) => vec![new],
+        }
+    }
+
+    /// A file that says no version and nothing about plugins gets the newest version that fits.
+    fn state_version(&self, document: &mut Document) -> Result<()> {
+        match document.get(&["version"]).map(Item::as_integer) {
+            Some(Some(2..=4)) => return Ok(()),
             Some(Some(1)) | None => {}
-            other => bail!(
-                "version = {other:?} is not a version of containerd's configuration that d7y knows (1 to 4)"
-            ),
+            _ => bail!("its version is not one of containerd's configuration that d7y knows (1 to 4)"),
         }
         let plugins = document.get(&["plugins"]).and_then(Item::as_table_like);
         ensure!(
             plugins.is_none_or(|plugins| plugins.is_empty()),
             "it is written for version 1 of containerd's configuration, which is no longer supported; \
-             `containerd config migrate` on containerd 2.x, or a new file from `containerd config default`, makes it a newer one"
+             `containerd config migrate` of containerd 2.x, or a new file from `containerd config default`, makes it a newer one"
         );
         for key in ["disabled_plugins", "required_plugins"] {
-            full_names(document, key, if newest == 3 { CRI_2 } else { CRI_1 })?;
+            full_names(document, key)?;
         }
-        document.set(&["version"], newest)?;
-        Ok(newest)
+        document.set(&["version"], if self.is_2() { 3 } else { 2 })
     }
 
     /// A list of one's own replaces containerd's, so overlayfs must be named beside d7y.
@@ -129,12 +135,12 @@ fn entries(item: Option<&Item>) -> impl Iterator<Item = Option<String>> {
 }
 
 /// Version 1 calls plugins `cri`, later ones by their whole name.
-fn full_names(document: &mut Document, key: &str, cri: &str) -> Result<()> {
+fn full_names(document: &mut Document, key: &str) -> Result<()> {
     let Some(names) = document.get(&[key]).and_then(Item::as_array) else { return Ok(()) };
     let mut changed = Array::new();
     for name in names.iter().filter_map(Value::as_str) {
         match name {
-            "cri" => changed.push(cri),
+            "cri" => changed.push(CRI_1),
             whole if whole.starts_with("io.containerd.") => changed.push(whole),
             other => bail!(
                 "{key} names {other:?} in the way of version 1; write its whole name (containerd: ctr plugins ls)"

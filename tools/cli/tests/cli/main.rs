@@ -1,0 +1,6 @@
+//! The built `d7y`, as people call it.
+#![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
+
+mod containerd;
+mod installed;
+mod program;
