@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use crate::config::{self, Assignment, ConfigError, DaemonArgs, Validate};
 use crate::listen::BindError;
+use crate::notify::Notifier;
 use crate::shutdown::{Shutdown, ShutdownConfig};
 use crate::tasks::Tasks;
 use crate::telemetry::{self, LogConfig};
@@ -132,13 +133,18 @@ impl Daemon {
         let served = runtime.block_on(async {
             let shutdown = Shutdown::new(config.shutdown().clone());
             let tasks = Tasks::new(shutdown.clone());
-            // Not one of the tasks: a second signal counts until the very end.
+            // Not among the tasks: a second signal and a sign of life count until the very end.
             tokio::spawn(shutdown.on_signals()?);
+            let notifier = Notifier::from_environment();
+            tokio::spawn(notifier.clone().keep_alive());
             if let Some(started) = shutdown.closing().run_until_cancelled(start(config, tasks.clone())).await
             {
                 started?;
                 tracing::info!(version = self.version, "{} is ready", self.name.as_str());
+                notifier.ready();
             }
+            shutdown.closing().cancelled().await;
+            notifier.stopping();
             tasks.finish().await?;
             tracing::info!("{} has stopped", self.name.as_str());
             Ok(())
