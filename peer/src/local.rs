@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use crate::failure::{OpenFailure, chain};
 use crate::fetch::{FetchError, Uncached};
 use crate::layers::{Asker, Layers, Open};
+use crate::metrics::Metrics;
 use crate::openings::{self, Outcome};
 use crate::trace::{Traces, chunks};
 
@@ -37,6 +38,7 @@ pub struct LocalService {
     pub traces: Arc<Traces>,
     pub tasks: Tasks,
     pub parked: Mutex<HashMap<String, OwnedFd>>,
+    pub metrics: Arc<Metrics>,
 }
 
 impl Handler for LocalService {
@@ -160,6 +162,7 @@ impl LocalService {
             return Answer::failure(Reason::Invalid, "too many descriptors are parked already");
         }
         parked.insert(name, descriptor);
+        self.metrics.parked_descriptors.set(parked.len() as i64);
         done()
     }
 

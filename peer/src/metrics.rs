@@ -39,6 +39,7 @@ pub struct Metrics {
     pub origin_refills: Counter,
     pub connected_parents: Gauge,
     pub scheduler_connected: Gauge,
+    pub parked_descriptors: Gauge,
     pub store_bytes: Gauge<u64, AtomicU64>,
     demand_wait: Option<Histogram>,
 }
@@ -85,6 +86,11 @@ impl Metrics {
             "scheduler_connected",
             "1 while the scheduler session is up",
             m.scheduler_connected.clone(),
+        );
+        registry.register(
+            "parked_descriptors",
+            "FUSE descriptors kept for snapshotters that may die",
+            m.parked_descriptors.clone(),
         );
         registry.register("store_bytes", "Bytes of chunks and frames kept", m.store_bytes.clone());
         registry.register("demand_wait_seconds", "How long reads of missing data waited", demand_wait);

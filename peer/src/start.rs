@@ -1,7 +1,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use d7y_chassis::daemon::{Daemon, DaemonName, Shorthand};
@@ -42,6 +42,9 @@ pub const DAEMON: Daemon = Daemon {
 
 /// How often the store's size is looked at for metrics and the alarm.
 const STORE_WATCH: Duration = Duration::from_secs(2);
+/// How long the disk has to take every chunk before the alarm is over: reads come in bursts, and each is not an alarm
+/// of its own.
+const STORE_CALM: Duration = Duration::from_secs(10);
 
 /// Where a started peer can be reached.
 #[derive(Debug, Clone)]
@@ -109,7 +112,7 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
         supervise(&tasks, "scheduler session", directory.run(fetcher));
     }
     supervise(&tasks, "orphan watch", layers.clone().watch_orphans());
-    supervise(&tasks, "store watch", watch_store(store, peer_metrics, health));
+    supervise(&tasks, "store watch", watch_store(store, peer_metrics.clone(), health));
     let uploads = Uploads { peer_id: peer_id.clone(), layers: layers.clone(), news, tasks: tasks.clone() };
     let stop = tasks.shutdown().stopping();
     supervise(
@@ -117,7 +120,8 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
         "transfer server",
         d7y_transfer::serve(transfer, Arc::new(uploads), ServerLimits::default(), stop.clone()),
     );
-    let service = LocalService { peer_id, layers, traces, tasks: tasks.clone(), parked: Mutex::default() };
+    let (parked, metrics) = (Mutex::default(), peer_metrics.clone());
+    let service = LocalService { peer_id, layers, traces, tasks: tasks.clone(), parked, metrics };
     supervise(&tasks, "local server", d7y_peer_client::serve(local, Arc::new(service), stop));
     Ok(running)
 }
@@ -188,19 +192,23 @@ fn directory_config(config: &Config, peer_id: &str, transfer: SocketAddr) -> Dir
 /// Raises one clear alarm while chunks cannot be kept, and takes it back.
 async fn watch_store(store: Arc<Store>, metrics: Arc<Metrics>, health: Health) {
     let mut refused_before = 0;
-    let mut alarm = false;
+    let mut alarm: Option<Instant> = None;
     loop {
         tokio::time::sleep(STORE_WATCH).await;
         metrics.store_bytes.set(store.usage().kept_bytes);
         let refused = metrics.store_full.get();
         let full = refused > refused_before;
-        if full && !alarm {
+        if full && alarm.is_none() {
             tracing::error!("the store is full: reads go on uncached; raise store.limit or free disk space");
             health.fail("store", "full: reads go on uncached; raise store.limit or free disk space");
-        } else if alarm && !full {
+        }
+        if full {
+            alarm = Some(Instant::now());
+        } else if alarm.is_some_and(|last| last.elapsed() >= STORE_CALM) {
+            alarm = None;
             tracing::info!("the store takes chunks again");
             health.recover("store");
         }
-        (refused_before, alarm) = (refused, full);
+        refused_before = refused;
     }
 }

@@ -131,6 +131,13 @@ pub fn start_with(
     Ok((started, line))
 }
 
+/// Waits until the node's peer holds the FUSE descriptor: from then on the snapshotter may die.
+pub fn wait_parked(node: &D7yNode) -> Result<()> {
+    wait_until("the FUSE descriptor is parked", || {
+        Ok(metric(&node.peer.service, "d7y_peer_parked_descriptors", &[])? > 0)
+    })
+}
+
 /// Waits until a look says yes.
 pub fn wait_until(what: &str, look: impl FnMut() -> Result<bool>) -> Result<()> {
     wait_within(SOON, what, look)

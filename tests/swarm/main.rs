@@ -12,6 +12,7 @@ use d7y_peer::Role;
 use d7y_peer_client::ClientError;
 use d7y_proto::local::Reason;
 use d7y_types::{ByteRange, LayerRef};
+use futures_util::future::try_join_all;
 
 use layer::TestLayer;
 use rig::Cluster;
@@ -21,6 +22,7 @@ const SOON: Duration = Duration::from_secs(20);
 fn refused(result: Result<impl std::fmt::Debug, ClientError>) -> (Reason, String) {
     match result {
         Err(ClientError::Refused { reason, message }) => (reason, message),
+        Err(error @ ClientError::Deadline(_)) => (error.reason(), error.to_string()),
         other => panic!("expected a refusal, got {other:?}"),
     }
 }
@@ -76,10 +78,7 @@ async fn many_readers_of_one_chunk_cause_one_fetch() {
     two.client.open_layer(&reference, SOON).await.unwrap();
     let range = ByteRange::new(0, 4096);
     let reads = (0..32).map(|_| two.client.ensure_range(reference.digest, range, SOON));
-    let reads: Vec<_> = reads.map(Box::pin).collect();
-    for read in reads {
-        read.await.unwrap();
-    }
+    try_join_all(reads).await.unwrap();
     let frames = seed.metric("d7y_peer_uploaded_bytes_total").await - uploaded;
     assert!(frames > 0.0 && frames < 70_000.0, "32 reads of one chunk moved {frames} bytes");
 }

@@ -103,7 +103,7 @@ async fn what_breaks_the_contract_ends_the_session_with_a_clear_status() {
 #[tokio::test]
 async fn a_silent_peer_is_gone_after_three_heartbeats_and_a_talking_one_stays() {
     let cluster =
-        Cluster::start_with(|config| config.heartbeat.interval = HumanDuration::from_millis(400)).await;
+        Cluster::start_with(|config| config.heartbeat.interval = HumanDuration::from_millis(1500)).await;
     let mut silent = cluster.join("silent", Role::Node).await;
     let mut talking = cluster.join("talking", Role::Node).await;
     let status = tokio::select! {
@@ -118,7 +118,7 @@ async fn a_silent_peer_is_gone_after_three_heartbeats_and_a_talking_one_stays() 
 #[tokio::test]
 async fn a_peer_that_never_reads_is_dropped() {
     let cluster =
-        Cluster::start_with(|config| config.heartbeat.interval = HumanDuration::from_millis(300)).await;
+        Cluster::start_with(|config| config.heartbeat.interval = HumanDuration::from_millis(1500)).await;
     let mut lazy = cluster.join("lazy", Role::Node).await;
     let mut observer = cluster.join("observer", Role::Node).await;
     let images = [[1; 32], [2; 32], [3; 32]];

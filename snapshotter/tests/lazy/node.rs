@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use d7y_fuse::mounts;
 use d7y_proto::snapshots::Mount;
 use nix::mount::{MsFlags, mount};
+use tokio::sync::watch;
 
 /// Everything here is local: what takes longer is broken.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -21,6 +22,13 @@ pub async fn wait_for<T, F: Future<Output = Option<T>>>(what: &str, mut poll: im
         assert!(Instant::now() < deadline, "waited {DEADLINE:?} for {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Waits for a value that somebody sends.
+pub async fn wait_until<T>(watched: &watch::Sender<T>, what: &str, wanted: impl FnMut(&T) -> bool) {
+    let mut watched = watched.subscribe();
+    let waiting = tokio::time::timeout(DEADLINE, watched.wait_for(wanted));
+    waiting.await.unwrap_or_else(|_| panic!("waited {DEADLINE:?} for {what}")).unwrap();
 }
 
 /// Runs blocking code, which may wait for the daemon, away from the runtime that serves the fake peer.

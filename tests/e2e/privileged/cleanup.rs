@@ -3,13 +3,14 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
+use d7y_bench::measure::drop_caches;
 use d7y_bench::rig::cluster::{Cluster, D7yNode};
 use d7y_bench::rig::command::{output, run};
 use d7y_bench::rig::lab::Lab;
 use d7y_bench::rig::leftovers::mounts_below;
 
 use crate::images::Data;
-use crate::stage::{UNLIMITED, ctr, in_lab, metric, node, push, start, wait_until};
+use crate::stage::{UNLIMITED, ctr, in_lab, metric, node, push, start, wait_parked, wait_until};
 
 #[test]
 fn removed_containers_and_images_leave_nothing() -> Result<()> {
@@ -80,9 +81,11 @@ fn restarts_in_any_order_converge() -> Result<()> {
 
         let one_by_one = [Peer, Snapshotter, Containerd, Snapshotter, Peer];
         for part in one_by_one {
+            wait_parked(&node)?;
             kill(&node, part)?;
             revive(&mut node, lab, part)?;
         }
+        drop_caches();
         let probe = fs::read(first.rootfs.join("data/0000")).context("after restarts one by one")?;
         ensure!(probe == data.files().content(0), "wrong bytes after restarts one by one");
         first.end();

@@ -1,6 +1,7 @@
 //! Any one of our processes may be killed: readers wait, none fails, nothing is lost.
 
 use anyhow::{Context, Result, ensure};
+use d7y_bench::measure::drop_caches;
 use d7y_bench::rig::client::{Api, Client};
 use d7y_bench::rig::cluster::Cluster;
 use d7y_bench::rig::host::Link;
@@ -8,7 +9,7 @@ use d7y_bench::rig::lab::Lab;
 
 use crate::images::Data;
 use crate::reads::Readers;
-use crate::stage::{SOON, UNLIMITED, in_lab, metric, node, push, start, wait_until, warm};
+use crate::stage::{SOON, UNLIMITED, in_lab, metric, node, push, start, wait_parked, wait_until, warm};
 
 /// Slow enough that reads are under way when something is killed: 3 MB/s.
 const SLOW: Link = Link(Some(24));
@@ -16,9 +17,9 @@ const SLOW: Link = Link(Some(24));
 /// Frames that were sent, or lay in socket buffers, when the receiver was killed.
 const IN_FLIGHT_BYTES: u64 = 6 << 20;
 
-/// 24 MiB: eight seconds on the slow link.
+/// 48 MiB: sixteen seconds on the slow link.
 fn data(lab: &Lab) -> Result<Data> {
-    Data::summing(lab, "data", 48, 512 << 10)
+    Data::summing(lab, "data", 96, 512 << 10)
 }
 
 #[test]
@@ -75,7 +76,9 @@ fn a_killed_peer_fails_no_read_and_keeps_its_chunks() -> Result<()> {
         let (sent, size) = (uploaded()? - before, data.image.blob_bytes());
         ensure!(sent <= size + IN_FLIGHT_BYTES, "{sent} bytes were sent for an image of {size}");
 
-        // The new peer holds the FUSE descriptor now.
+        // The new peer has to hold the FUSE descriptor, and the reads have to come through it.
+        wait_parked(&node)?;
+        drop_caches();
         node.snapshotter.daemon.kill()?;
         node.snapshotter.restart(lab)?;
         Readers::start(&first.rootfs, data.files()).finish(SOON)

@@ -181,13 +181,13 @@ async fn openings_that_break_the_rules_are_left() {
 
 #[tokio::test]
 async fn greetings_that_fail_say_why() {
-    let connect = |address| Client::connect(address, "node-1", SHORT);
+    let connect = |address| Client::connect(address, "node-1", PATIENCE);
     let newer = parent(raw::message(HELLO, 0, [0, 2], b"newer")).await;
     let error = connect(newer).await.unwrap_err();
     assert!(matches!(error, ClientError::Wire(_, WireError::Version(2))), "{error:?}");
 
     let silent = parent(Vec::new()).await;
-    let error = connect(silent).await.unwrap_err();
+    let error = Client::connect(silent, "node-1", SHORT).await.unwrap_err();
     assert!(matches!(error, ClientError::Timeout(_)), "{error:?}");
 
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();

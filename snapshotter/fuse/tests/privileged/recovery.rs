@@ -122,7 +122,7 @@ fn stopping_leaves_what_is_unanswered_to_the_successor() {
     let reader = background(move || fs::read(path));
     let reply = kept.recv_timeout(PATIENCE).unwrap();
 
-    let stopped = first.stop(Duration::from_millis(50));
+    let stopped = first.stop(Duration::from_secs(1));
     assert!(stopped.unanswered >= 1 && stopped.busy_threads == 0, "{stopped:?}");
     assert_eq!(first.ended(), Some(SessionEnd::Stopped));
     drop((reply, kept, first));
