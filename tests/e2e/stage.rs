@@ -26,7 +26,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// The packages that `cargo xtask test` builds beforehand: the same set has the same features, and nothing is
 /// built twice.
-const PACKAGES: [&str; 4] = ["d7y-peer", "d7y-scheduler", "d7y-snapshotter", "d7y-bench"];
+const PACKAGES: [&str; 5] = ["d7y-peer", "d7y-scheduler", "d7y-snapshotter", "d7y-bench", "d7y-cli"];
+
+/// What the tests start.
+const PROGRAMS: [&str; 4] = ["d7y-peer", "d7y-scheduler", "d7y-snapshotter", "d7y"];
 
 /// One lab at a time: two cores carry one cluster.
 static TURN: Mutex<Daemons> = Mutex::new(Daemons::Stale);
@@ -68,7 +71,7 @@ pub fn in_lab(test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
 /// cargo does not build other packages' programs for a test; an old one would be tested in their place.
 fn build_daemons(places: &Places) -> Result<()> {
     if !places.binaries.ends_with("debug") {
-        return PACKAGES.iter().try_for_each(|name| places.daemon(name).map(drop));
+        return PROGRAMS.iter().try_for_each(|name| places.daemon(name).map(drop));
     }
     let target = places.binaries.parent().context("a profile's directory has a parent")?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

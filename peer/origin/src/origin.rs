@@ -18,9 +18,9 @@ use crate::transport::Transport;
 /// A client of registries: one per daemon, cheap to clone. Connections, tokens and counters are shared.
 #[derive(Debug, Clone)]
 pub struct Origin {
-    fetcher: Arc<Fetcher>,
-    registries: Arc<Registries>,
-    retry: RetryConfig,
+    pub(crate) fetcher: Arc<Fetcher>,
+    pub(crate) registries: Arc<Registries>,
+    pub(crate) retry: RetryConfig,
 }
 
 impl Origin {

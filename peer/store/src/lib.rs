@@ -28,5 +28,5 @@ pub use bitmap::Bitmap;
 pub use error::StoreError;
 pub use layer::{FrameLocation, Layer, LayerPaths};
 pub use staging::Staging;
-pub use store::{Store, StoreOptions, Usage};
+pub use store::{RESERVE_BYTES, Store, StoreOptions, Usage, stored_format};
 pub use verify::{VerifyError, decode_chunk};

@@ -16,7 +16,7 @@ use crate::staging::{Keep, Staging};
 
 const FORMAT_VERSION: u32 = 1;
 /// Free space that is left to others on the file system, so that d7y is never what fills a disk.
-const RESERVE_BYTES: u64 = 256 << 20;
+pub const RESERVE_BYTES: u64 = 256 << 20;
 
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
@@ -213,20 +213,27 @@ fn lock(directory: &Path) -> Result<File, StoreError> {
 }
 
 fn check_format(directory: &Path) -> Result<(), StoreError> {
+    if !stored_format(directory)? {
+        let path = directory.join("format");
+        fs::write(&path, format!("{FORMAT_VERSION}\n")).map_err(StoreError::io(path))?;
+    }
+    Ok(())
+}
+
+/// Whether the directory holds a store, without opening it; one of another version is an error.
+pub fn stored_format(directory: &Path) -> Result<bool, StoreError> {
     let path = directory.join("format");
     let mut found = String::new();
     match File::open(&path) {
         Ok(file) => file.take(64).read_to_string(&mut found).map_err(StoreError::io(&path))?,
-        Err(missing) if missing.kind() == io::ErrorKind::NotFound => {
-            return fs::write(&path, format!("{FORMAT_VERSION}\n")).map_err(StoreError::io(path));
-        }
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(other) => return Err(StoreError::io(path)(other)),
     };
-    if found.trim() == FORMAT_VERSION.to_string() {
-        return Ok(());
+    let found = found.trim();
+    if found == FORMAT_VERSION.to_string() {
+        return Ok(true);
     }
-    let found = found.trim().to_owned();
-    Err(StoreError::Version { path: directory.to_owned(), found, expected: FORMAT_VERSION })
+    Err(StoreError::Version { path: directory.to_owned(), found: found.to_owned(), expected: FORMAT_VERSION })
 }
 
 fn open_layers(directory: &Path, boot: &str) -> Result<HashMap<Sha256Digest, Arc<Layer>>, StoreError> {

@@ -1,5 +1,6 @@
 mod bad;
 mod cleanup;
+mod doctor;
 mod drivers;
 mod fallback;
 mod full;

@@ -4,6 +4,8 @@
 //! output, everything said to the person goes to standard error.
 
 mod containerd;
+mod doctor;
+mod http;
 
 use std::process::ExitCode;
 
@@ -20,11 +22,14 @@ struct Cli {
 enum Command {
     /// Connect this node's containerd with d7y
     Containerd(containerd::Args),
+    /// Check whether this node can start containers through d7y, and say how to mend what it cannot
+    Doctor(doctor::Args),
 }
 
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Containerd(args) => containerd::run(args),
+        Command::Doctor(args) => doctor::run(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("d7y: {error:#}");

@@ -56,6 +56,11 @@ impl Service {
         Ok(())
     }
 
+    /// The configuration that it was started with.
+    pub fn config_file(&self) -> &std::path::Path {
+        &self.file
+    }
+
     /// Its `/healthy` and `/metrics`.
     pub fn address(&self) -> SocketAddr {
         self.plan.health

@@ -11,9 +11,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Subcommand;
 
+pub use document::Document;
 use install::{Installation, Outcome};
-use stanza::Stanza;
-use version::Version;
+pub use stanza::{NAME, Stanza};
+pub use version::Version;
 
 #[derive(clap::Args, Debug)]
 pub struct Args {

@@ -67,6 +67,12 @@ impl Stanza {
         (!self.is_2()).then(|| Path::new(root).join(format!("io.containerd.snapshotter.v1.{NAME}")))
     }
 
+    /// Whether the CRI plugin is switched off.
+    pub fn disables_cri(&self, document: &Document) -> bool {
+        let disabled = document.get(&["disabled_plugins"]).and_then(Item::as_array).into_iter().flatten();
+        disabled.filter_map(Value::as_str).any(|name| [CRI_1, CRI_2].contains(&name))
+    }
+
     fn is_2(&self) -> bool {
         self.containerd.major >= 2
     }

@@ -1,0 +1,72 @@
+//! Whether the node's daemons run, agree on their sockets, and are well.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::check::Check;
+use super::network::PATIENCE;
+use super::settings::Settings;
+use crate::http;
+
+pub async fn check(settings: &Settings) -> Vec<Check> {
+    let Settings { peer, snapshotter } = settings;
+    let mut checks = vec![
+        socket("peer.socket", "d7y-peer", &peer.local.socket).await,
+        socket("snapshotter.socket", "d7y-snapshotter", &snapshotter.socket).await,
+    ];
+    if snapshotter.peer.socket != peer.local.socket {
+        let (looks, is) = (snapshotter.peer.socket.display(), peer.local.socket.display());
+        let detail = format!("the snapshotter looks for the peer at {looks}, the peer listens at {is}");
+        let mend = "set peer.socket of the snapshotter to local.socket of the peer";
+        checks.push(Check::failed("peer.socket", detail, mend));
+    }
+    if let Some(address) = peer.observability.listen.first() {
+        checks.push(health("peer.health", "d7y-peer", *address).await);
+    }
+    if let Some(address) = snapshotter.metrics.listen {
+        checks.push(health("snapshotter.health", "d7y-snapshotter", address).await);
+    }
+    checks
+}
+
+async fn socket(name: &'static str, unit: &str, path: &Path) -> Check {
+    let shown = path.display();
+    let problem = match timeout(PATIENCE, UnixStream::connect(path)).await {
+        Ok(Ok(_)) => return Check::ok(name, format!("{shown} answers")),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => "no answer".to_owned(),
+    };
+    Check::failed(
+        name,
+        format!("{shown}: {problem}"),
+        format!("systemctl start {unit}; journalctl -u {unit}"),
+    )
+}
+
+async fn health(name: &'static str, unit: &str, address: SocketAddr) -> Check {
+    let address = reachable(address);
+    match http::get(address, "/healthy").await {
+        Ok(answer) if answer.status == 200 => Check::ok(name, format!("http://{address}/healthy says ok")),
+        Ok(answer) => Check::failed(
+            name,
+            answer.body.trim().replace('\n', "; "),
+            format!("journalctl -u {unit}; the alarms are explained in docs/operations.md"),
+        ),
+        Err(error) => Check::failed(
+            name,
+            format!("http://{address}/healthy: {error:#}"),
+            format!("systemctl start {unit}; journalctl -u {unit}"),
+        ),
+    }
+}
+
+/// A wildcard is an address to listen on, not to ask.
+pub fn reachable(address: SocketAddr) -> SocketAddr {
+    match address.ip().is_unspecified() {
+        true => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), address.port()),
+        false => address,
+    }
+}

@@ -1,0 +1,97 @@
+//! `d7y doctor`: whether this node can start containers through d7y, and what to do where it cannot.
+//!
+//! The daemons' own configuration files say what to look at. Nothing is compared by version where it can be tried, and
+//! everything that is tried is removed again.
+
+mod check;
+mod containerd;
+mod daemons;
+mod kernel;
+mod network;
+mod settings;
+mod storage;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::ValueEnum;
+use serde::Serialize;
+
+use check::{Check, State};
+use settings::Settings;
+
+/// Exit codes: 0 when nothing has failed (warnings may have been given), 1 otherwise.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Text for people, or JSON
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+    /// The peer's configuration file
+    #[arg(long, value_name = "PATH", default_value = "/etc/d7y/peer.yaml")]
+    peer: PathBuf,
+    /// The snapshotter's configuration file
+    #[arg(long, value_name = "PATH", default_value = "/etc/d7y/snapshotter.yaml")]
+    snapshotter: PathBuf,
+    /// containerd's configuration file
+    #[arg(long, value_name = "PATH", default_value = "/etc/containerd/config.toml")]
+    containerd_config: PathBuf,
+    /// The containerd that reads it
+    #[arg(long, value_name = "PROGRAM", default_value = "containerd")]
+    containerd: PathBuf,
+    /// A registry to ask, besides those in the peer's configuration; may be given many times
+    #[arg(long, value_name = "HOST")]
+    registry: Vec<String>,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Output {
+    Text,
+    Json,
+}
+
+#[derive(Serialize)]
+struct Report {
+    checks: Vec<Check>,
+    warnings: usize,
+    failed: usize,
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let report = Report::new(runtime.block_on(examine(args)));
+    match args.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        Output::Text => report.print(),
+    }
+    Ok(if report.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn examine(args: &Args) -> Vec<Check> {
+    let (settings, mut checks) = Settings::load(&args.peer, &args.snapshotter);
+    checks.extend(kernel::check(&settings.snapshotter));
+    checks.extend(containerd::check(args, &settings.snapshotter).await);
+    checks.extend(storage::check(&settings));
+    checks.extend(daemons::check(&settings).await);
+    checks.extend(network::check(&settings.peer, &args.registry).await);
+    checks
+}
+
+impl Report {
+    fn new(checks: Vec<Check>) -> Self {
+        let count = |state| checks.iter().filter(|check| check.state == state).count();
+        let (warnings, failed) = (count(State::Warning), count(State::Failed));
+        Self { checks, warnings, failed }
+    }
+
+    fn print(&self) {
+        let width = self.checks.iter().map(|check| check.name.len()).max().unwrap_or_default();
+        for Check { name, state, detail, mend } in &self.checks {
+            println!("{state:<8} {name:<width$}  {detail}");
+            if let Some(mend) = mend {
+                println!("{:<8} {:<width$}  -> {mend}", "", "");
+            }
+        }
+        println!("{} checks, {} failed, {} warnings", self.checks.len(), self.failed, self.warnings);
+    }
+}

@@ -1,0 +1,47 @@
+use std::path::Path;
+
+use d7y_chassis::config::{self, DaemonArgs};
+use d7y_chassis::{DaemonConfig, DaemonName};
+
+use super::check::Check;
+
+/// What the daemons of this node are told.
+pub struct Settings {
+    pub peer: d7y_peer::Config,
+    pub snapshotter: d7y_snapshotter::Config,
+}
+
+impl Settings {
+    /// Faulty configurations are replaced by the defaults, so that the other checks still say something.
+    pub fn load(peer: &Path, snapshotter: &Path) -> (Self, Vec<Check>) {
+        let mut checks = Vec::new();
+        let settings = Self {
+            peer: load("config.peer", d7y_peer::DAEMON.name, peer, &mut checks),
+            snapshotter: load("config.snapshotter", d7y_snapshotter::DAEMON.name, snapshotter, &mut checks),
+        };
+        (settings, checks)
+    }
+}
+
+fn load<C: DaemonConfig>(check: &'static str, name: DaemonName, path: &Path, checks: &mut Vec<Check>) -> C {
+    let shown = path.display();
+    let there = path.exists();
+    let args = DaemonArgs { config: there.then(|| path.to_owned()), ..DaemonArgs::default() };
+    match config::load(name, &args) {
+        Ok(config) => {
+            let detail =
+                if there { format!("{shown} is sound") } else { format!("no {shown}: defaults hold") };
+            checks.push(Check::ok(check, detail));
+            config
+        }
+        Err(error) => {
+            let name = name.as_str();
+            checks.push(Check::failed(
+                check,
+                format!("{error:#}"),
+                format!("edit {shown}; {name} --config {shown} --check-config"),
+            ));
+            C::default()
+        }
+    }
+}
