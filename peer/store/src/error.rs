@@ -1,7 +1,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use d7y_image::IndexError;
+use d7y_image::TrustError;
+use rustix::io::Errno;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -18,10 +19,28 @@ pub enum StoreError {
     #[error("another process uses the store {0}; two peers need two directories")]
     Locked(PathBuf),
     #[error("the layer's index on disk is damaged")]
-    Index(#[from] IndexError),
+    Index(#[from] TrustError),
+    #[error("{path} is damaged: {problem}")]
+    Damaged { path: PathBuf, problem: &'static str },
 }
 
 impl StoreError {
+    /// Whether a layer that does not open for this reason is lost. Of any other failure its files know nothing.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Index(_) | Self::Damaged { .. } => true,
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            _ => false,
+        }
+    }
+
+    /// Whether it is this process that lacks something, so that the next layer would fare no better.
+    pub(crate) fn is_shortage(&self) -> bool {
+        let Self::Io { source, .. } = self else { return false };
+        let errno = source.raw_os_error().map(Errno::from_raw_os_error);
+        matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
+    }
+
     /// A full disk and a full quota are the same to the caller: serve without keeping.
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();

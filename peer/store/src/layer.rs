@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use d7y_image::{Chunk, Codec, LayerIndex};
+use d7y_image::{Chunk, Codec, LayerIndex, TrustError};
 use d7y_types::{ByteRange, LayerRef, Sha256Digest};
 
 use crate::bitmap::Bitmap;
@@ -46,25 +46,18 @@ pub struct Layer {
 
 impl Layer {
     /// Opens a layer's directory. `boot` names this boot of the machine: when another one wrote the bits last,
-    /// everything that they claim is hashed first.
+    /// everything that they claim is hashed first. Makes no file: bits that outlived their data would vouch for zeros.
     pub(crate) fn open(directory: &Path, boot: &str) -> Result<Self, StoreError> {
         let at = |name: &str| directory.join(name);
         let sealed = fs::read(at("index")).map_err(StoreError::io(at("index")))?;
-        let index = LayerIndex::decode(&sealed)?;
+        let index = LayerIndex::decode(&sealed).map_err(TrustError::from)?;
         let reference = fs::read(at("reference.json")).map_err(StoreError::io(at("reference.json")))?;
         let reference = serde_json::from_slice(&reference)
-            .map_err(|error| StoreError::io(at("reference.json"))(io::Error::other(error)))?;
+            .map_err(|_| StoreError::Damaged { path: at("reference.json"), problem: "not a reference" })?;
         let open = |name: &str| {
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(at(name))
-                .map_err(StoreError::io(at(name)))
+            let file = OpenOptions::new().read(true).write(true).open(at(name));
+            file.map_err(StoreError::io(at(name)))
         };
-        let device = open("device")?;
-        device.set_len(index.device_bytes()).map_err(StoreError::io(at("device")))?;
         let len = index.chunks.len() as u32;
         let bits = |name: &str| Bitmap::load(open(name)?, len).map_err(StoreError::io(at(name)));
         let layer = Self {
@@ -72,7 +65,7 @@ impl Layer {
             reference,
             directory: directory.to_owned(),
             device_bytes: index.device_bytes(),
-            device,
+            device: open("device")?,
             device_bits: bits("device.bits")?,
             pack: Arc::new(open("pack")?),
             pack_bits: bits("pack.bits")?,
@@ -80,10 +73,16 @@ impl Layer {
             kept_bytes: AtomicU64::new(0),
             last_used: AtomicU64::new(0),
         };
+        layer.check_lengths()?;
         layer.vouch(boot)?;
         layer.set_zero_chunks()?;
         layer.kept_bytes.store(layer.count_kept(), Ordering::Relaxed);
         Ok(layer)
+    }
+
+    /// The same layer under the name that its directory is about to get.
+    pub(crate) fn moved_to(self, directory: PathBuf) -> Self {
+        Self { directory, ..self }
     }
 
     pub fn digest(&self) -> Sha256Digest {
@@ -199,6 +198,22 @@ impl Layer {
         }
         self.device_bits.set_all(zeros()).map_err(StoreError::io(&self.directory))?;
         self.pack_bits.set_all(zeros()).map_err(StoreError::io(&self.directory))
+    }
+
+    /// Refuses files that end before the data that they should hold.
+    fn check_lengths(&self) -> Result<(), StoreError> {
+        let last = (0..self.pack_bits.len()).rev().find(|n| self.pack_bits.get(*n));
+        let last = last.map(|n| &self.chunks[n as usize]);
+        let pack_bytes = last.map_or(0, |chunk| chunk.pack_offset + u64::from(chunk.frame_bytes));
+        for (name, file, least) in
+            [("device", &self.device, self.device_bytes), ("pack", &self.pack, pack_bytes)]
+        {
+            let path = self.directory.join(name);
+            if file.metadata().map_err(StoreError::io(&path))?.len() < least {
+                return Err(StoreError::Damaged { path, problem: "shorter than what it is said to hold" });
+            }
+        }
+        Ok(())
     }
 
     fn count_kept(&self) -> u64 {

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use d7y_image::{Chunk, LayerIndex};
-use d7y_types::{ChunkHash, LayerRef};
+use d7y_image::{Chunk, Codec, LayerIndex};
+use d7y_types::LayerRef;
 use parking_lot::Mutex;
 
 use crate::bitmap::Bitmap;
@@ -94,25 +94,35 @@ impl Staging {
         Some((chunk, FrameLocation { file: self.pack.clone(), offset, length }))
     }
 
-    /// Writes the index and the bits of every staged chunk that the index confirms.
+    /// Writes the index and the bits of the staged chunks that it confirms. What lies behind the first that it does not
+    /// is cut off: offsets are running sums, and a byte left there could lie where the index says zeros.
     pub(crate) fn settle(&self, index: &LayerIndex, sealed: &[u8], boot: &str) -> Result<(), StoreError> {
         let path = || StoreError::io(&self.directory);
         let staged = self.chunks.lock();
-        let confirmed = |n: &u32| {
-            let (staged, wanted) = (staged.get(*n as usize), index.chunks.get(*n as usize));
-            matches!((staged, wanted), (Some(a), Some(b)) if a == b && b.hash != ChunkHash([0; 32]))
-        };
-        let len = index.chunks.len() as u32;
-        let bits = |name: &str| {
+        let same = staged.iter().zip(&index.chunks).take_while(|(staged, wanted)| staged == wanted).count();
+        let create = |name: &str| {
             let file =
                 OpenOptions::new().read(true).write(true).create_new(true).open(self.directory.join(name));
-            Bitmap::load(file.map_err(path())?, len).map_err(path())
+            file.map_err(path())
         };
-        bits("pack.bits")?.set_all((0..len).filter(confirmed)).map_err(path())?;
-        let device_bits = bits("device.bits")?;
-        if self.device.is_some() {
-            device_bits.set_all((0..len).filter(confirmed)).map_err(path())?;
+        let (made, confirmed) = match &self.device {
+            Some(_) => (None, same),
+            None => (Some(create("device")?), 0),
+        };
+        let device = self.device.as_ref().or(made.as_ref()).expect("one of the two");
+        if let Some(first) = staged.get(same) {
+            device.set_len(first.device_range().offset).map_err(path())?;
+            self.pack.set_len(first.pack_offset).map_err(path())?;
         }
+        device.set_len(index.device_bytes()).map_err(path())?;
+        let len = index.chunks.len() as u32;
+        let bits = |name: &str, confirmed: usize| {
+            let numbers = (0u32..).zip(&index.chunks[..confirmed]);
+            let numbers = numbers.filter(|(_, chunk)| chunk.codec != Codec::Zero).map(|(n, _)| n);
+            Bitmap::load(create(name)?, len).and_then(|bits| bits.set_all(numbers)).map_err(path())
+        };
+        bits("pack.bits", same)?;
+        bits("device.bits", confirmed)?;
         let reference = serde_json::to_vec(&self.reference).expect("a layer reference is plain data");
         fs::write(self.directory.join("reference.json"), reference).map_err(path())?;
         fs::write(self.directory.join("boot"), boot).map_err(path())?;

@@ -46,12 +46,17 @@ pub struct Store {
     evicted_layers: AtomicU64,
     staged: AtomicU64,
     staged_bytes: Arc<AtomicU64>,
+    /// Of layers that are being deleted.
+    leaving_bytes: AtomicU64,
+    /// Held by who makes room; taken before `layers`.
+    evicting: Mutex<()>,
     _lock: File,
 }
 
 impl Store {
     /// Opens or creates a store and everything in it. A damaged layer is dropped with a warning: it can be fetched
-    /// again, and one bad layer must not keep the peer from starting.
+    /// again, and one bad layer must not keep the peer from starting. A layer that cannot be opened for another reason
+    /// stays on disk; a lack of descriptors or memory is no layer's fault and keeps the store from opening.
     pub fn open(options: StoreOptions) -> Result<Self, StoreError> {
         let directory = &options.directory;
         fs::create_dir_all(directory.join("layers")).map_err(StoreError::io(directory))?;
@@ -62,19 +67,21 @@ impl Store {
             fs::remove_dir_all(&staging).map_err(StoreError::io(&staging))?;
         }
         fs::create_dir(&staging).map_err(StoreError::io(&staging))?;
-        let boot = boot_id();
-        let layers = open_layers(&directory.join("layers"), &boot)?;
-        Ok(Self {
+        let store = Self {
             options,
-            boot,
-            layers: Mutex::new(layers),
+            boot: boot_id(),
+            layers: Mutex::default(),
             pinned: Mutex::default(),
             clock: AtomicU64::new(1),
             evicted_layers: AtomicU64::new(0),
             staged: AtomicU64::new(0),
             staged_bytes: Arc::default(),
+            leaving_bytes: AtomicU64::new(0),
+            evicting: Mutex::default(),
             _lock: lock,
-        })
+        };
+        store.open_layers()?;
+        Ok(store)
     }
 
     pub fn layer(&self, digest: Sha256Digest) -> Option<Arc<Layer>> {
@@ -94,9 +101,7 @@ impl Store {
 
     /// Room for a layer whose index is still to come.
     pub fn stage(&self, layer: &LayerRef) -> Result<Staging, StoreError> {
-        let number = self.staged.fetch_add(1, Ordering::Relaxed);
-        let directory =
-            self.options.directory.join("staging").join(format!("{}.{number}", layer.digest.to_hex()));
+        let directory = self.staging_path(&layer.digest.to_hex());
         let keep = if self.options.devices { Keep::FramesAndDevice } else { Keep::Frames };
         Staging::create(directory, layer.clone(), keep, self.staged_bytes.clone())
     }
@@ -122,15 +127,19 @@ impl Store {
         sealed: &[u8],
     ) -> Result<Arc<Layer>, StoreError> {
         staging.settle(index, sealed, &self.boot)?;
-        let target = self.options.directory.join("layers").join(index.layer.to_hex());
+        let target = self.layer_path(index.layer);
+        let layer = Arc::new(Layer::open(&staging.directory, &self.boot)?.moved_to(target.clone()));
+        layer.touch(self.clock.fetch_add(1, Ordering::Relaxed));
         let mut layers = self.layers.lock();
         if let Some(layer) = layers.get(&index.layer) {
             return Ok(layer.clone());
         }
+        // What could not be opened at the start is no use to anybody.
+        let leftover = self.set_aside(&target)?;
         fs::rename(&staging.directory, &target).map_err(StoreError::io(&target))?;
-        let layer = Arc::new(Layer::open(&target, &self.boot)?);
-        layer.touch(self.clock.fetch_add(1, Ordering::Relaxed));
         layers.insert(index.layer, layer.clone());
+        drop(layers);
+        leftover.iter().for_each(|path| delete(path));
         Ok(layer)
     }
 
@@ -167,7 +176,8 @@ impl Store {
         let layers = self.layers.lock();
         Usage {
             kept_bytes: layers.values().map(|layer| layer.kept_bytes()).sum::<u64>()
-                + self.staged_bytes.load(Ordering::Relaxed),
+                + self.staged_bytes.load(Ordering::Relaxed)
+                + self.leaving_bytes.load(Ordering::Relaxed),
             limit_bytes: self.options.limit_bytes,
             layers: layers.len(),
             evicted_layers: self.evicted_layers.load(Ordering::Relaxed),
@@ -175,9 +185,14 @@ impl Store {
     }
 
     fn make_room(&self, bytes: u64, user: Sha256Digest) -> Result<(), StoreError> {
-        while self.usage().kept_bytes + bytes > self.options.limit_bytes {
-            if !self.evict_one(user)? {
-                return Err(StoreError::Full);
+        let lacks_room = || self.usage().kept_bytes + bytes > self.options.limit_bytes;
+        if lacks_room() {
+            // One at a time, and until the space is free: others wait for it here rather than evict more.
+            let _evicting = self.evicting.lock();
+            while lacks_room() {
+                if !self.evict_one(user)? {
+                    return Err(StoreError::Full);
+                }
             }
         }
         match free_bytes(&self.options.directory) {
@@ -195,11 +210,71 @@ impl Store {
         let Some(oldest) = idle.min_by_key(|layer| layer.last_used()).map(|layer| layer.digest()) else {
             return Ok(false);
         };
-        layers.remove(&oldest);
+        // Deleted in place and killed half-way, bits could outlive their data.
+        let leaving = self.set_aside(&self.layer_path(oldest))?;
+        let bytes = layers.remove(&oldest).map_or(0, |layer| layer.kept_bytes());
+        self.leaving_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.evicted_layers.fetch_add(1, Ordering::Relaxed);
-        let path = self.options.directory.join("layers").join(oldest.to_hex());
-        fs::remove_dir_all(&path).map_err(StoreError::io(path))?;
+        drop((layers, pinned));
+        leaving.iter().for_each(|path| delete(path));
+        self.leaving_bytes.fetch_sub(bytes, Ordering::Relaxed);
         Ok(true)
+    }
+
+    fn open_layers(&self) -> Result<(), StoreError> {
+        let directory = self.options.directory.join("layers");
+        for entry in fs::read_dir(&directory).map_err(StoreError::io(&directory))? {
+            let path = entry.map_err(StoreError::io(&directory))?.path();
+            match self.open_layer(&path) {
+                Ok(layer) => drop(self.layers.lock().insert(layer.digest(), Arc::new(layer))),
+                Err(error) if error.is_shortage() => return Err(error),
+                Err(error) if error.is_damage() => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(path = %path.display(), error, "a damaged layer is dropped and will be refetched");
+                    self.set_aside(&path)?.iter().for_each(|path| delete(path));
+                }
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(path = %path.display(), error, "a layer cannot be opened; it stays on disk unused");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn open_layer(&self, path: &Path) -> Result<Layer, StoreError> {
+        let layer = Layer::open(path, &self.boot)?;
+        match path == self.layer_path(layer.digest()) {
+            true => Ok(layer),
+            false => Err(StoreError::Damaged { path: path.to_owned(), problem: "it holds another layer" }),
+        }
+    }
+
+    fn layer_path(&self, digest: Sha256Digest) -> PathBuf {
+        self.options.directory.join("layers").join(digest.to_hex())
+    }
+
+    /// A fresh name in the directory that is emptied at start.
+    fn staging_path(&self, name: &str) -> PathBuf {
+        let number = self.staged.fetch_add(1, Ordering::Relaxed);
+        self.options.directory.join("staging").join(format!("{name}.{number}"))
+    }
+
+    /// Takes a layer's name away from its directory in one step; what is there then only needs to be deleted.
+    fn set_aside(&self, path: &Path) -> Result<Option<PathBuf>, StoreError> {
+        let aside = self.staging_path("gone");
+        match fs::rename(path, &aside) {
+            Ok(()) => Ok(Some(aside)),
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(other) => Err(StoreError::io(path)(other)),
+        }
+    }
+}
+
+/// What is left of it goes at the next start.
+fn delete(path: &Path) {
+    if let Err(error) = fs::remove_dir_all(path) {
+        tracing::warn!(path = %path.display(), %error, "cannot delete what the store has dropped");
     }
 }
 
@@ -234,21 +309,6 @@ pub fn stored_format(directory: &Path) -> Result<bool, StoreError> {
         return Ok(true);
     }
     Err(StoreError::Version { path: directory.to_owned(), found: found.to_owned(), expected: FORMAT_VERSION })
-}
-
-fn open_layers(directory: &Path, boot: &str) -> Result<HashMap<Sha256Digest, Arc<Layer>>, StoreError> {
-    let mut layers = HashMap::new();
-    for entry in fs::read_dir(directory).map_err(StoreError::io(directory))? {
-        let path = entry.map_err(StoreError::io(directory))?.path();
-        match Layer::open(&path, boot) {
-            Ok(layer) => drop(layers.insert(layer.digest(), Arc::new(layer))),
-            Err(error) => {
-                tracing::warn!(path = %path.display(), error = %error, "a damaged layer is dropped and will be refetched");
-                fs::remove_dir_all(&path).map_err(StoreError::io(path))?;
-            }
-        }
-    }
-    Ok(layers)
 }
 
 fn boot_id() -> String {

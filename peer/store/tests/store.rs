@@ -1,69 +1,17 @@
 //! The store over restarts, damage and a full disk.
 #![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 
+mod fixture;
+
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use d7y_image::{Chunk, Codec, IndexSigner, LayerIndex};
+use d7y_image::{Chunk, Codec};
 use d7y_store::{Store, StoreError, StoreOptions, decode_chunk};
-use d7y_types::{BLOCK_BYTES, ByteRange, ChunkHash, Compression, LayerRef, Sha256Digest};
+use d7y_types::{ByteRange, ChunkHash};
 
-const CHUNK_BYTES: usize = 16 * BLOCK_BYTES as usize;
-
-/// A layer of four chunks: three of data, one of zeros.
-struct Fixture {
-    reference: LayerRef,
-    index: LayerIndex,
-    sealed: Vec<u8>,
-    frames: Vec<Vec<u8>>,
-    data: Vec<Vec<u8>>,
-}
-
-fn fixture(name: u8) -> Fixture {
-    let reference = LayerRef {
-        registry: "registry.example".into(),
-        repository: "app".into(),
-        digest: Sha256Digest([name; 32]),
-        diff_id: Sha256Digest([name + 100; 32]),
-        size: 1000,
-        compression: Compression::Gzip,
-    };
-    let data: Vec<Vec<u8>> =
-        (0..4u8).map(|n| if n == 2 { Vec::new() } else { vec![n + name; CHUNK_BYTES] }).collect();
-    let frames: Vec<Vec<u8>> = data
-        .iter()
-        .map(|data| if data.is_empty() { Vec::new() } else { zstd::bulk::compress(data, 3).unwrap() })
-        .collect();
-    let mut chunks = Vec::new();
-    let mut pack_offset = 0;
-    for (n, (data, frame)) in data.iter().zip(&frames).enumerate() {
-        let (codec, hash) = match data.is_empty() {
-            true => (Codec::Zero, ChunkHash([0; 32])),
-            false => (Codec::Zstd, ChunkHash(*blake3::hash(data).as_bytes())),
-        };
-        let frame_bytes = frame.len() as u32;
-        chunks.push(Chunk { device_block: n as u32 * 16, blocks: 16, pack_offset, frame_bytes, codec, hash });
-        pack_offset += u64::from(frame_bytes);
-    }
-    let (layer, diff_id) = (reference.digest, reference.diff_id);
-    let index = LayerIndex { layer, diff_id, chunks, implied: Vec::new(), bootstrap: vec![1; 100] };
-    let sealed = IndexSigner::from_hex(&"11".repeat(32)).unwrap().seal(&index).unwrap();
-    Fixture { reference, index, sealed, frames, data }
-}
-
-fn open(directory: &Path, limit_bytes: u64) -> Store {
-    let options = StoreOptions { directory: directory.to_owned(), limit_bytes, devices: true };
-    Store::open(options).expect("open")
-}
-
-fn commit(store: &Store, fixture: &Fixture, staged: usize) -> std::sync::Arc<d7y_store::Layer> {
-    let staging = store.stage(&fixture.reference).unwrap();
-    for n in 0..staged {
-        store.push(&staging, fixture.index.chunks[n], &fixture.frames[n], &fixture.data[n]).unwrap();
-    }
-    store.commit(&staging, &fixture.index, &fixture.sealed).unwrap()
-}
+use fixture::{CHUNK_BYTES, commit, fixture, open};
 
 #[test]
 fn chunks_survive_a_restart_and_missing_ones_stay_missing() {
@@ -92,13 +40,83 @@ fn a_staged_chunk_that_the_index_does_not_confirm_is_not_readable() {
     let directory = tempfile::tempdir().unwrap();
     let (fixture, store) = (fixture(1), open(directory.path(), 1 << 30));
     let staging = store.stage(&fixture.reference).unwrap();
-    let mut forged = fixture.index.chunks[0];
+    store.push(&staging, fixture.index.chunks[0], &fixture.frames[0], &fixture.data[0]).unwrap();
+    let mut forged = fixture.index.chunks[1];
     forged.hash = ChunkHash([9; 32]);
-    store.push(&staging, forged, &fixture.frames[0], &fixture.data[0]).unwrap();
-    store.push(&staging, fixture.index.chunks[1], &fixture.frames[1], &fixture.data[1]).unwrap();
+    store.push(&staging, forged, &fixture.frames[1], &fixture.data[1]).unwrap();
     let layer = store.commit(&staging, &fixture.index, &fixture.sealed).unwrap();
-    assert!(!layer.readable().get(0));
-    assert!(layer.readable().get(1));
+    assert!(layer.readable().get(0));
+    assert!(!layer.readable().get(1));
+}
+
+/// As when an upstream goes on with another builder, or lies: each record fits its own frame, the index is genuine.
+#[test]
+fn staged_bytes_do_not_show_where_the_index_says_zeros() {
+    let directory = tempfile::tempdir().unwrap();
+    let (fixture, store) = (fixture(1), open(directory.path(), 1 << 30));
+    let staging = store.stage(&fixture.reference).unwrap();
+    store.push(&staging, fixture.index.chunks[0], &fixture.frames[0], &fixture.data[0]).unwrap();
+    let garbage = vec![0xee; CHUNK_BYTES];
+    let mut previous = fixture.index.chunks[0];
+    for _ in 1..4 {
+        let chunk = Chunk {
+            device_block: previous.device_block + previous.blocks,
+            blocks: 16,
+            pack_offset: previous.pack_offset + u64::from(previous.frame_bytes),
+            frame_bytes: CHUNK_BYTES as u32,
+            codec: Codec::Raw,
+            hash: ChunkHash(*blake3::hash(&garbage).as_bytes()),
+        };
+        store.push(&staging, chunk, &garbage, &garbage).unwrap();
+        previous = chunk;
+    }
+    let layer = store.commit(&staging, &fixture.index, &fixture.sealed).unwrap();
+    let readable: Vec<bool> = (0..4).map(|n| layer.readable().get(n)).collect();
+    assert_eq!(readable, [true, false, true, false]);
+    let mut read = vec![1; CHUNK_BYTES];
+    layer.read_device(&mut read, 2 * CHUNK_BYTES as u64).unwrap();
+    assert!(read.iter().all(|byte| *byte == 0), "staged bytes lie in the hole");
+    assert_eq!(layer.read_frame(0).unwrap(), fixture.frames[0]);
+}
+
+/// As a kill leaves a layer whose files are being unlinked one by one.
+#[test]
+fn bits_do_not_outlive_their_data() {
+    let cut = |name: &'static str| move |layer: &Path| fs::write(layer.join(name), "").unwrap();
+    let unlink = |name: &'static str| move |layer: &Path| fs::remove_file(layer.join(name)).unwrap();
+    let damages: [&dyn Fn(&Path); 6] = [
+        &unlink("device"),
+        &unlink("pack"),
+        &unlink("device.bits"),
+        &unlink("reference.json"),
+        &cut("device"),
+        &cut("pack"),
+    ];
+    for (n, damage) in damages.into_iter().enumerate() {
+        let directory = tempfile::tempdir().unwrap();
+        let (fixture, store) = (fixture(1), open(directory.path(), 1 << 30));
+        let paths = commit(&store, &fixture, 4).paths();
+        drop(store);
+        damage(paths.device.parent().unwrap());
+        let store = open(directory.path(), 1 << 30);
+        assert!(store.layer(fixture.reference.digest).is_none(), "damage {n} went unseen");
+        let layer = commit(&store, &fixture, 4);
+        let mut read = vec![0; CHUNK_BYTES];
+        layer.read_device(&mut read, 0).unwrap();
+        assert_eq!(read, fixture.data[0]);
+    }
+}
+
+#[test]
+fn what_lies_in_the_way_of_a_layer_gives_way() {
+    let directory = tempfile::tempdir().unwrap();
+    let (fixture, store) = (fixture(1), open(directory.path(), 1 << 30));
+    let layer = directory.path().join("layers").join(fixture.reference.digest.to_hex());
+    fs::create_dir(&layer).unwrap();
+    fs::write(layer.join("device"), "of a layer that could not be removed").unwrap();
+    let layer = commit(&store, &fixture, 4);
+    assert!(layer.paths().device.exists() && layer.readable().is_full());
+    assert_eq!(fs::read_dir(directory.path().join("staging")).unwrap().count(), 0, "nothing is left over");
 }
 
 #[test]
