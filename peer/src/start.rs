@@ -12,6 +12,7 @@ use d7y_origin::Origin;
 use d7y_proto::scheduler::{self, Announce};
 use d7y_store::{Store, StoreOptions};
 use d7y_transfer::ServerLimits;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, UnixListener};
 
@@ -57,6 +58,7 @@ pub struct Running {
 
 /// Binds every socket, then spawns the peer's tasks.
 pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
+    raise_descriptor_limit();
     let Sockets { transfer, local, observability } = bind(&config).await?;
     let addresses = observability.iter().map(|listener| listener.local_addr()).collect::<Result<_, _>>()?;
     let peer_id: Arc<str> = peer_id(&config)?.into();
@@ -124,6 +126,15 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
     let service = LocalService { peer_id, layers, traces, tasks: tasks.clone(), parked, metrics };
     supervise(&tasks, "local server", d7y_peer_client::serve(local, Arc::new(service), stop));
     Ok(running)
+}
+
+/// Four descriptors for each layer in the store: the usual soft limit of 1,024 ends at some 250 layers.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays low: only some hundred layers can be kept");
+    }
 }
 
 struct Sockets {
