@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +29,7 @@ pub struct Traces {
 impl Traces {
     pub fn new(directory: PathBuf, cluster: Arc<Directory>) -> std::io::Result<Self> {
         fs::create_dir_all(&directory)?;
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o700))?;
         Ok(Self { directory, cluster })
     }
 

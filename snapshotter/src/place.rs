@@ -1,4 +1,5 @@
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::layers::MountId;
@@ -20,11 +21,13 @@ pub struct Place {
 }
 
 impl Place {
-    /// Makes the directories.
+    /// Makes the directories. Nobody but root may enter them: images hold programs with the set-uid bit, and files that
+    /// are private inside a container and readable by a like-numbered user outside.
     pub fn create(root: &Path, run: &Path) -> io::Result<Self> {
         let place = Self { root: root.to_owned(), run: run.to_owned() };
         for directory in [place.snapshots(), place.bootstraps(), place.mount_points()] {
-            std::fs::create_dir_all(directory)?;
+            std::fs::create_dir_all(&directory)?;
+            std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700))?;
         }
         Ok(place)
     }

@@ -1,6 +1,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -67,6 +68,11 @@ impl Store {
             fs::remove_dir_all(&staging).map_err(StoreError::io(&staging))?;
         }
         fs::create_dir(&staging).map_err(StoreError::io(&staging))?;
+        // Layers of private images, and with them what only their users may read.
+        for directory in [&staging, &directory.join("layers")] {
+            let private = fs::Permissions::from_mode(0o700);
+            fs::set_permissions(directory, private).map_err(StoreError::io(directory))?;
+        }
         let store = Self {
             options,
             boot: boot_id(),

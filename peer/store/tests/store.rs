@@ -5,6 +5,7 @@ mod fixture;
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use d7y_image::{Chunk, Codec};
@@ -12,6 +13,16 @@ use d7y_store::{Store, StoreError, StoreOptions, decode_chunk};
 use d7y_types::{ByteRange, ChunkHash};
 
 use fixture::{CHUNK_BYTES, commit, fixture, open};
+
+#[test]
+fn only_the_owner_enters_the_store() {
+    let directory = tempfile::tempdir().unwrap();
+    let _store = open(directory.path(), 1 << 30);
+    for name in ["layers", "staging"] {
+        let mode = std::fs::metadata(directory.path().join(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700, "{name}");
+    }
+}
 
 #[test]
 fn chunks_survive_a_restart_and_missing_ones_stay_missing() {

@@ -134,7 +134,8 @@ impl Filesystem for LayerFilesystem {
 
     fn attributes(&self, node: NodeId) -> Result<Attributes, Errno> {
         match self.place(node)? {
-            Place::Top(_) => Ok(plain(FileKind::Directory, 0o755, 0)),
+            // Root alone may enter, as with every place of layers.
+            Place::Top(_) => Ok(plain(FileKind::Directory, 0o700, 0)),
             Place::Device(layer) => Ok(plain(FileKind::Regular, 0o400, layer.device_bytes)),
             Place::Tree(_, _, tree, node) => Ok(tree::attributes(tree.node(node))),
         }

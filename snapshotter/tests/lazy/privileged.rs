@@ -138,6 +138,10 @@ async fn a_container_runs_before_its_image_is_there() {
         let setting = Setting::new(driver, &[]).await;
         let root = setting.run("c1").await;
         assert_eq!(*setting.peer.ranges.borrow(), 0, "data was asked for before anybody read");
+        for private in ["root/s", "root/b", "run/m", "run/fuse"] {
+            let mode = fs::metadata(setting.node.path().join(private)).unwrap().mode() & 0o777;
+            assert_eq!(mode, 0o700, "others may enter {private}");
+        }
         let at = root.clone();
         blocking(move || check_files(&at)).await;
         assert!(*setting.peer.ranges.borrow() > 0);
