@@ -56,7 +56,7 @@ enum Command {
     Connected { id: ParentId, parent: Parent, client: Option<Client> },
     Event { parent: ParentId, event: Event },
     Lost(ParentId),
-    Settled { from: Option<ParentId>, layer: Sha256Digest, number: u32, outcome: Outcome },
+    Settled { from: Option<ParentId>, layer: Arc<Layer>, number: u32, outcome: Outcome },
     Orphans { reply: oneshot::Sender<Vec<Sha256Digest>> },
 }
 
@@ -82,20 +82,7 @@ pub struct FetchContext {
 impl Fetcher {
     pub fn new(context: FetchContext) -> (Self, impl Future<Output = ()> + Send) {
         let (send, commands) = mpsc::channel(COMMAND_QUEUE);
-        let rotation = rotation_of(&context.peer_id);
-        let fetch_loop = FetchLoop {
-            context,
-            planner: Planner::new(Limits::default(), rotation),
-            layers: HashMap::new(),
-            parents: HashMap::new(),
-            connecting: HashSet::new(),
-            connections: JoinSet::new(),
-            shunned: HashMap::new(),
-            waiters: HashMap::new(),
-            next_id: 0,
-            tended: Instant::now(),
-            commands: send.clone(),
-        };
+        let fetch_loop = FetchLoop::new(context, send.clone());
         (Self(send), fetch_loop.run(commands))
     }
 
@@ -127,8 +114,8 @@ impl Fetcher {
     }
 
     /// A chunk that came from the origin was kept, or could not be.
-    pub fn settled_from_origin(&self, layer: Sha256Digest, number: u32, uncached: Option<Bytes>) {
-        let outcome = uncached.map_or(Outcome::Kept, Outcome::Uncached);
+    pub fn settled_from_origin(&self, layer: &Arc<Layer>, number: u32, uncached: Option<Bytes>) {
+        let (layer, outcome) = (layer.clone(), uncached.map_or(Outcome::Kept, Outcome::Uncached));
         let _ = self.0.blocking_send(Command::Settled { from: None, layer, number, outcome });
     }
 
@@ -182,6 +169,23 @@ struct Waiter {
 }
 
 impl FetchLoop {
+    fn new(context: FetchContext, commands: mpsc::Sender<Command>) -> Self {
+        let rotation = rotation_of(&context.peer_id);
+        Self {
+            context,
+            planner: Planner::new(Limits::default(), rotation),
+            layers: HashMap::new(),
+            parents: HashMap::new(),
+            connecting: HashSet::new(),
+            connections: JoinSet::new(),
+            shunned: HashMap::new(),
+            waiters: HashMap::new(),
+            next_id: 0,
+            tended: Instant::now(),
+            commands,
+        }
+    }
+
     async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         loop {
             let wake = self.planner.next_wake(Instant::now());
@@ -213,7 +217,7 @@ impl FetchLoop {
             Command::Connected { id, parent, client } => self.connected(id, parent, client),
             Command::Event { parent, event } => self.event(parent, event),
             Command::Lost(parent) => self.lost(parent),
-            Command::Settled { from, layer, number, outcome } => self.settled(from, layer, number, outcome),
+            Command::Settled { from, layer, number, outcome } => self.settled(from, &layer, number, outcome),
             Command::Orphans { reply } => {
                 let orphans = self.layers.keys().filter(|layer| self.planner.has_orphans(**layer)).copied();
                 let _ = reply.send(orphans.collect());
@@ -392,17 +396,18 @@ impl FetchLoop {
                 Outcome::Rejected => metrics.rejected(source),
                 _ => metrics.received_chunk(source, frame.len() as u64),
             }
-            let _ = commands.blocking_send(Command::Settled {
-                from: Some(parent),
-                layer: digest,
-                number,
-                outcome,
-            });
+            let _ = commands.blocking_send(Command::Settled { from: Some(parent), layer, number, outcome });
         });
     }
 
-    fn settled(&mut self, from: Option<ParentId>, layer: Sha256Digest, number: u32, outcome: Outcome) {
+    fn settled(&mut self, from: Option<ParentId>, layer: &Arc<Layer>, number: u32, outcome: Outcome) {
         let now = Instant::now();
+        let current = self.layers.get(&layer.digest());
+        if !current.is_some_and(|entry| Arc::ptr_eq(&entry.layer, layer)) {
+            // Evicted meanwhile, perhaps opened again: the one that is here now does not have the chunk.
+            return;
+        }
+        let layer = layer.digest();
         match outcome {
             Outcome::Kept => {
                 self.planner.arrived(layer, number, now);
@@ -491,3 +496,6 @@ fn settle(store: &Store, layer: &Layer, number: u32, frame: &[u8]) -> Outcome {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

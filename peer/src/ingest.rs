@@ -159,7 +159,7 @@ impl ChunkSink for RefillSink {
             Err(StoreError::Full) => Some(Bytes::copy_from_slice(data)),
             Err(error) => return Err(io::Error::other(error)),
         };
-        self.fetcher.settled_from_origin(self.layer.digest(), number, uncached);
+        self.fetcher.settled_from_origin(&self.layer, number, uncached);
         Ok(())
     }
 }

@@ -18,6 +18,8 @@ mod openings;
 mod receive;
 mod serve;
 mod start;
+#[cfg(test)]
+mod testing;
 mod trace;
 mod trust;
 

@@ -239,7 +239,9 @@ async fn assemble(layer: Arc<Layer>, range: ByteRange, uncached: Uncached) -> st
                         &data[(start - chunk.offset) as usize..(end - chunk.offset) as usize],
                     );
                 }
-                None => layer.read_device(into, start)?,
+                None if layer.readable().get(number) => layer.read_device(into, start)?,
+                // Evicted and opened again while this read waited: a hole, not data.
+                None => return Err(std::io::Error::other("a chunk went while the read waited; read again")),
             }
         }
         Ok(out)
@@ -257,4 +259,22 @@ fn done() -> Answer {
 
 fn refuse(failure: &OpenFailure) -> Answer {
     Answer::failure(failure.reason(), failure.message.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{CHUNK_BYTES, TestStore};
+
+    #[tokio::test]
+    async fn a_chunk_that_is_neither_on_disk_nor_at_hand_is_no_zeros() {
+        let store = TestStore::new();
+        let layer = store.commit(1);
+        let range = ByteRange::new(0, 2 * CHUNK_BYTES as u64);
+        let uncached = vec![(1, Bytes::from(store.data(1)))];
+        assert!(assemble(layer.clone(), range, uncached.clone()).await.is_err(), "chunk 0 is a hole");
+        store.keep(&layer, 0);
+        let read = assemble(layer, range, uncached).await.unwrap();
+        assert!(read == [store.data(0), store.data(1)].concat());
+    }
 }
