@@ -18,6 +18,7 @@ pub struct Metrics {
     pub reads: Family<ReadLabels, Counter>,
     pub miss_seconds: Histogram,
     pub mounted_layers: Gauge,
+    pub mounts: Family<MountLabels, Counter>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -61,6 +62,22 @@ pub enum ReadResult {
     Failed,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct MountLabels {
+    pub kind: MountKind,
+}
+
+/// How the mount of a layer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum MountKind {
+    /// On a file of the FUSE mount, or, with the FUSE driver, in it.
+    Served,
+    /// On the complete device in the peer's store.
+    Direct,
+    /// The kernel refused the complete device, and the layer is served instead.
+    Refused,
+}
+
 impl Metrics {
     pub fn new() -> Self {
         Self {
@@ -68,6 +85,7 @@ impl Metrics {
             reads: Family::default(),
             miss_seconds: Histogram::new(MISS_BUCKETS),
             mounted_layers: Gauge::default(),
+            mounts: Family::default(),
         }
     }
 
@@ -80,6 +98,7 @@ impl Metrics {
             self.miss_seconds.clone(),
         );
         registry.register("mounted_layers", "Layers mounted now", self.mounted_layers.clone());
+        registry.register("mounts", "Mounts of layers made, by what stands below", self.mounts.clone());
     }
 
     pub fn prepared(&self, outcome: PrepareOutcome) {
@@ -88,6 +107,10 @@ impl Metrics {
 
     pub fn read(&self, result: ReadResult) {
         self.reads.get_or_create(&ReadLabels { result }).inc();
+    }
+
+    pub fn mounted(&self, kind: MountKind) {
+        self.mounts.get_or_create(&MountLabels { kind }).inc();
     }
 
     pub fn missed(&self, after: Duration) {

@@ -9,6 +9,7 @@ use d7y_proto::snapshots::Mount;
 use d7y_types::{LayerRef, Sha256Digest};
 
 use crate::error::SnapshotError;
+use crate::layers::Backing;
 use crate::meta::{Chained, Kind, MetaError, NewSnapshot, RemoteLayer, Snapshot};
 use crate::metrics::PrepareOutcome;
 use crate::resolve::{Hints, Image, Unresolved, namespace_of};
@@ -149,15 +150,26 @@ impl Snapshotter {
         }
     }
 
+    /// On what the layers of a chain may stand. Nobody sees the reads of direct mounts: an image whose accesses are still
+    /// to be recorded goes without them.
+    pub(crate) async fn backing(&self, chain: &[Arc<Snapshot>]) -> Backing {
+        let Some((top, layers)) = image_of(chain) else { return Backing::Direct };
+        if self.waits.trace.is_zero() || self.recorder.is_done(top.manifest) {
+            return Backing::Direct;
+        }
+        match self.announcer.announce(top.manifest, &top.reference, &layers).await {
+            Ok(announced) if announced.has_trace => Backing::Direct,
+            _ => Backing::Served,
+        }
+    }
+
     /// Records, in the background, what the container that starts now touches, unless the cluster knows it.
     fn trace_start(self: &Arc<Self>, key: String, parent: &str) {
         let Ok(chain) = self.parents(parent) else { return };
-        let Some(top) = chain.first().and_then(|row| row.remote.clone()) else { return };
+        let Some((top, layers)) = image_of(&chain) else { return };
         if self.waits.trace.is_zero() {
             return;
         }
-        let layers: Vec<LayerRef> =
-            chain.iter().rev().filter_map(|row| Some(row.remote.as_ref()?.layer.clone())).collect();
         let (snapshotter, stopping) = (Arc::clone(self), self.tasks.shutdown().stopping());
         self.tasks.spawn("access trace", OnEnd::Expected, async move {
             stopping.run_until_cancelled(snapshotter.trace(&key, top, layers)).await;
@@ -206,6 +218,14 @@ impl Snapshotter {
             tracing::info!(image = top.reference, error = cause, "an access trace is lost");
         }
     }
+}
+
+/// The topmost layer of an image, which names it, and all its layers, the bottom one first. `chain` has the topmost
+/// first.
+fn image_of(chain: &[Arc<Snapshot>]) -> Option<(RemoteLayer, Vec<LayerRef>)> {
+    let top = chain.first()?.remote.clone()?;
+    let layers = chain.iter().rev().filter_map(|row| Some(row.remote.as_ref()?.layer.clone()));
+    Some((top, layers.collect()))
 }
 
 /// Where the layer is in its image; nothing when the parent is not what lies below it there.

@@ -188,7 +188,8 @@ impl Snapshotter {
                 None => ChainLayer::Directory(self.place.upper(row.id)),
             })
             .collect();
-        Ok(self.layers.mount(&layers, Instant::now() + self.waits.start).await?)
+        let backing = self.backing(chain).await;
+        Ok(self.layers.mount(&layers, backing, Instant::now() + self.waits.start).await?)
     }
 
     fn stack(&self, row: &Snapshot, lowers: Vec<std::path::PathBuf>) -> Stack {

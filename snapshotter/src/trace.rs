@@ -51,6 +51,11 @@ impl Recorder {
         true
     }
 
+    /// Whether the image has been recorded since this snapshotter started.
+    pub fn is_done(&self, manifest: Sha256Digest) -> bool {
+        self.done.lock().contains(&manifest)
+    }
+
     /// Notes chunks that a read touched. Cheap while nothing is recorded.
     pub fn touch(&self, layer: Sha256Digest, chunks: Range<u32>) {
         if self.active.load(Ordering::Acquire) == 0 {
@@ -138,6 +143,7 @@ mod tests {
         let runs: Vec<_> = trace.runs.iter().map(|run| (run.layer[0], run.first_chunk, run.chunks)).collect();
         assert_eq!(runs, [(1, 5, 3), (2, 100, 1), (1, 4, 1), (1, 8, 1)]);
         assert_eq!(recorder.end(image), None);
+        assert!(recorder.is_done(image) && !recorder.is_done(foreign));
         assert!(!recorder.begin(image, [a]), "an image was recorded twice");
         assert!(recorder.begin(foreign, [a]));
         assert_eq!(recorder.end(foreign), None, "an empty trace was sent");

@@ -16,6 +16,8 @@
 //! Order of writes: data, then the bit. The page cache keeps both over a kill of the process. After a crash of the
 //! machine the bits may be ahead of the data, so the first open in a new boot hashes what the bits claim.
 //! One process owns a store; others may read `device` and `device.bits` of it, which change only from 0 to 1.
+//! The kernel may have the device of a complete layer mounted (`docs/adr/0004`): what a set bit vouches for is never
+//! written, punched or cut off again, and a layer goes only as a whole, by its name.
 
 mod bitmap;
 mod error;

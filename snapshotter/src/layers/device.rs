@@ -3,6 +3,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use d7y_image::{IndexError, LayerIndex, MAX_INDEX_BYTES};
@@ -13,6 +14,7 @@ use parking_lot::RwLock;
 use sha2::{Digest, Sha256};
 
 use crate::layers::chunks::{ChunkTable, Present};
+use crate::layers::registry::Backing;
 
 /// A layer's device as the peer keeps it on this node's disk.
 #[derive(Debug)]
@@ -63,6 +65,13 @@ impl Device {
         Ok(Some(ByteRange::new(offset, chunks.end().min(range.end()) - offset)))
     }
 
+    /// Whether all of it can be read now, and so for good: the peer only adds chunks, and removes a layer whole, which
+    /// leaves an open or mounted file as it is. The peer has hashed whatever an earlier boot of the machine claimed
+    /// before it opens a layer at all.
+    pub fn is_complete(&self) -> io::Result<bool> {
+        Ok(self.present.missing(0..self.table.len())?.is_none())
+    }
+
     /// Whether the peer that answers now is the one that opened the device. Only then do offsets mean the same to
     /// both.
     pub fn is_current(&self, peer: &LocalClient) -> bool {
@@ -96,13 +105,29 @@ impl Device {
 pub struct DeviceSlot {
     pub layer: LayerRef,
     open: RwLock<Option<Arc<Device>>>,
+    /// The kernel does not mount the device itself.
+    refuses_direct: AtomicBool,
     /// One opening at a time; the others take what it brought.
     opening: tokio::sync::Mutex<()>,
 }
 
 impl DeviceSlot {
     pub fn new(layer: LayerRef) -> Self {
-        Self { layer, open: RwLock::new(None), opening: tokio::sync::Mutex::default() }
+        let (open, refuses_direct, opening) = Default::default();
+        Self { layer, open, refuses_direct, opening }
+    }
+
+    /// How a new mount of the device may stand, `wanted` being the best that its user can take.
+    pub fn backing(&self, device: &Device, wanted: Backing) -> Backing {
+        let direct = wanted == Backing::Direct
+            && !self.refuses_direct.load(Ordering::Relaxed)
+            && device.is_complete().unwrap_or(false);
+        if direct { Backing::Direct } else { Backing::Served }
+    }
+
+    /// Further mounts are served ones.
+    pub fn refuse_direct(&self) {
+        self.refuses_direct.store(true, Ordering::Relaxed);
     }
 
     /// The device, if it is open.

@@ -6,9 +6,12 @@
 //! mount has a number for good ([`MountId`]), so that a restarted snapshotter answers the node ids that the
 //! kernel knows. It stays until [`Layers::sweep`] finds no container that stands on it.
 //!
+//! A layer that is here whole is mounted on the device in the peer's store itself, where its user allows
+//! ([`Backing`]); a mount of the other kind that is there already stays beside it.
+//!
 //! # Restart and death
-//! Nothing is unmounted at exit. The FUSE descriptor is parked with the peer; the next start takes it, shows every
-//! registered mount again and adopts what the mount table has. Devices are opened when they are next read, and
+//! Nothing is unmounted at exit. The FUSE descriptor is parked with the peer and with the service manager; the next
+//! start takes it, shows every registered mount again and adopts what the mount table has. Devices are opened when they are next read, and
 //! anew after the peer restarted. A device whose index has another layout than the mounted one fails its reads.
 //!
 //! # Trust
@@ -30,6 +33,6 @@ pub use device::{Device, DeviceError, DeviceSlot};
 pub use filesystem::{DEVICES, LayerFilesystem, LayerNode, TREES};
 pub use pins::Pins;
 pub use reads::{Failures, Reader, Source};
-pub use registry::{MountId, MountKey, MountRecord, Registry};
+pub use registry::{Backing, MountId, MountKey, MountRecord, Registry};
 pub use session::{Connection, Driver, FUSE_DESCRIPTOR, SessionError};
 pub use table::{ChainLayer, LayerError, Layers, LayersParts, Mounted};

@@ -26,6 +26,18 @@ impl fmt::Display for MountId {
     }
 }
 
+/// What stands below a mounted layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Backing {
+    /// A file of the FUSE mount, whose missing data is fetched when it is read. (Records without a backing are older
+    /// than the other one.)
+    #[default]
+    Served,
+    /// The complete device in the peer's store: no FUSE, and nobody to wait for.
+    Direct,
+}
+
 /// What makes two mounts the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MountKey {
@@ -36,6 +48,8 @@ pub struct MountKey {
     /// share the mount.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chain: Option<Sha256Digest>,
+    #[serde(default)]
+    pub backing: Backing,
 }
 
 /// A mount as it is remembered across restarts.
@@ -131,7 +145,12 @@ mod tests {
 
     fn record(layer: u8, chain: Option<u8>) -> MountRecord {
         let digest = |n| Sha256Digest([n; 32]);
-        let key = MountKey { layer: digest(layer), layout: digest(9), chain: chain.map(digest) };
+        let key = MountKey {
+            layer: digest(layer),
+            layout: digest(9),
+            chain: chain.map(digest),
+            backing: Backing::Served,
+        };
         let layer = LayerRef {
             registry: "r.example".into(),
             repository: "a".into(),
@@ -151,16 +170,26 @@ mod tests {
         let registry = open();
         let first = registry.id(&record(1, None)).unwrap();
         let chained = registry.id(&record(1, Some(7))).unwrap();
+        let mut direct = record(1, None);
+        direct.key.backing = Backing::Direct;
+        let direct = registry.id(&direct).unwrap();
         assert_eq!(registry.id(&record(1, None)).unwrap(), first);
-        assert_ne!(first, chained);
+        assert!(first != chained && first != direct);
         drop(registry);
         let registry = open();
         assert_eq!(registry.id(&record(1, Some(7))).unwrap(), chained);
-        assert_eq!(registry.records().len(), 2);
-        registry.forget(&[first, chained]).unwrap();
+        assert_eq!(registry.records().len(), 3);
+        registry.forget(&[first, chained, direct]).unwrap();
         drop(registry);
         let registry = open();
         assert!(registry.records().is_empty());
-        assert!(registry.id(&record(1, None)).unwrap() > chained);
+        assert!(registry.id(&record(1, None)).unwrap() > direct);
+    }
+
+    #[test]
+    fn a_record_from_before_direct_mounts_is_of_a_served_one() {
+        let mut text = serde_json::to_value(record(1, None)).unwrap();
+        text["key"].as_object_mut().unwrap().remove("backing").unwrap();
+        assert_eq!(serde_json::from_value::<MountRecord>(text).unwrap(), record(1, None));
     }
 }

@@ -1,6 +1,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,10 +18,10 @@ use crate::layers::filesystem::{DEVICES, LayerFilesystem, LayerNode, TREES};
 use crate::layers::inherit::inherit;
 use crate::layers::pins::Pins;
 use crate::layers::reads::Source;
-use crate::layers::registry::{MountId, MountKey, MountRecord, Registry};
+use crate::layers::registry::{Backing, MountId, MountKey, MountRecord, Registry};
 use crate::layers::session::Driver;
 use crate::meta::{MetaError, RemoteLayer};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, MountKind};
 use crate::place::Place;
 
 /// How long a device may take to be opened anew after the peer restarted.
@@ -69,7 +70,7 @@ pub struct Layers {
     slots: Mutex<HashMap<Sha256Digest, Arc<DeviceSlot>>>,
     entries: Mutex<HashMap<MountKey, Arc<Entry>>>,
     /// Which mount a layer has on which chain, as found out when it was mounted there.
-    decided: Mutex<HashMap<(Sha256Digest, Sha256Digest), MountKey>>,
+    decided: Mutex<HashMap<(Sha256Digest, Sha256Digest, Backing), MountKey>>,
 }
 
 pub struct LayersParts {
@@ -89,12 +90,24 @@ struct Entry(Mutex<Option<MountedAt>>);
 struct MountedAt {
     id: MountId,
     path: PathBuf,
+    /// Keeps the layer pinned.
+    _slot: Arc<DeviceSlot>,
+}
+
+/// A layer that is to be mounted, and how.
+struct Wish {
+    remote: RemoteLayer,
+    slot: Arc<DeviceSlot>,
+    /// The best that its user can take.
+    backing: Backing,
+    deadline: Instant,
 }
 
 /// A bootstrap ready to be mounted.
 struct Prepared {
     record: MountRecord,
     bootstrap: Vec<u8>,
+    device: Arc<Device>,
 }
 
 impl Layers {
@@ -107,12 +120,18 @@ impl Layers {
         &self.pins
     }
 
-    /// Mounts what is not mounted yet. `chain` has the topmost layer first.
+    /// Mounts what is not mounted yet: where all of a layer is here and `backing` allows it, without FUSE. `chain` has
+    /// the topmost layer first.
     pub async fn mount(
         self: &Arc<Self>,
         chain: &[ChainLayer],
+        backing: Backing,
         deadline: Instant,
     ) -> Result<Mounted, LayerError> {
+        let backing = match self.parts.driver {
+            Driver::Erofs => backing,
+            Driver::Fuse => Backing::Served,
+        };
         let slots: Vec<_> = chain.iter().map(|layer| self.slot_of(layer)).collect();
         let peer = &self.parts.peer;
         try_join_all(slots.iter().flatten().map(|slot| slot.device(peer, deadline))).await?;
@@ -124,7 +143,8 @@ impl Layers {
         for (layer, slot) in chain.iter().zip(slots).rev() {
             match (layer, slot) {
                 (ChainLayer::Remote(remote), Some(slot)) => {
-                    let (entry, path) = self.mount_one(remote, slot, &paths, deadline).await?;
+                    let wish = Wish { remote: remote.clone(), slot, backing, deadline };
+                    let (entry, path) = self.mount_one(wish, &paths).await?;
                     leases.push(entry);
                     paths.insert(0, path);
                 }
@@ -140,41 +160,59 @@ impl Layers {
     /// `lowers` are the mounted layers below, the nearest first.
     async fn mount_one(
         self: &Arc<Self>,
-        remote: &RemoteLayer,
-        slot: Arc<DeviceSlot>,
+        wish: Wish,
         lowers: &[PathBuf],
-        deadline: Instant,
     ) -> Result<(Arc<Entry>, PathBuf), LayerError> {
-        let device = slot.device(&self.parts.peer, deadline).await?;
-        if let Some(mounted) = self.find_mounted(remote, &device) {
+        let device = wish.slot.device(&self.parts.peer, wish.deadline).await?;
+        if let Some(mounted) = self.find_mounted(&wish, &device) {
             return Ok(mounted);
         }
-        let (device, index) = slot.reopen(&self.parts.peer, deadline).await?;
-        let (layers, remote, lowers) = (Arc::clone(self), remote.clone(), lowers.to_vec());
+        let (device, index) = wish.slot.reopen(&self.parts.peer, wish.deadline).await?;
+        let (layers, lowers) = (Arc::clone(self), lowers.to_vec());
         let mounting = tokio::task::spawn_blocking(move || {
-            let prepared = prepare(&remote, &device, &index, &lowers)?;
-            let key = prepared.record.key;
-            let mounted = layers.mount_prepared(prepared, slot)?;
-            layers.decided.lock().insert((key.layer, remote.chain_id), key);
+            let prepared = prepare(&wish, device, &index, &lowers)?;
+            let (key, mounted) = layers.mount_as_well_as_can_be(prepared, &wish.slot)?;
+            layers.decided.lock().insert((key.layer, wish.remote.chain_id, key.backing), key);
             Ok(mounted)
         });
         mounting.await.map_err(|_| LayerError::Interrupted)?
     }
 
-    fn find_mounted(&self, remote: &RemoteLayer, device: &Device) -> Option<(Arc<Entry>, PathBuf)> {
-        let key = *self.decided.lock().get(&(remote.layer.digest, remote.chain_id))?;
+    fn find_mounted(&self, wish: &Wish, device: &Device) -> Option<(Arc<Entry>, PathBuf)> {
+        let backing = wish.slot.backing(device, wish.backing);
+        let key = *self.decided.lock().get(&(wish.remote.layer.digest, wish.remote.chain_id, backing))?;
         let entry = self.entries.lock().get(&key).filter(|_| key.layout == device.layout).cloned()?;
         // Busy: it is being mounted or unmounted, which is waited for where waiting is allowed.
         let path = entry.0.try_lock()?.as_ref()?.path.clone();
         Some((entry, path))
     }
 
+    /// Where the kernel refuses the device itself (not every file system can stand below EROFS), it is served.
+    fn mount_as_well_as_can_be(
+        &self,
+        mut prepared: Prepared,
+        slot: &Arc<DeviceSlot>,
+    ) -> Result<(MountKey, (Arc<Entry>, PathBuf)), LayerError> {
+        let mounted = match self.mount_prepared(&prepared, slot) {
+            Err(LayerError::Mount(error)) if prepared.record.key.backing == Backing::Direct => {
+                let (layer, cause) = (prepared.record.key.layer, &error as &dyn std::error::Error);
+                tracing::warn!(%layer, error = cause, "a complete layer cannot be mounted directly and is served");
+                self.parts.metrics.mounted(MountKind::Refused);
+                slot.refuse_direct();
+                prepared.record.key.backing = Backing::Served;
+                self.mount_prepared(&prepared, slot)
+            }
+            mounted => mounted,
+        };
+        Ok((prepared.record.key, mounted?))
+    }
+
     fn mount_prepared(
         &self,
-        prepared: Prepared,
-        slot: Arc<DeviceSlot>,
+        prepared: &Prepared,
+        slot: &Arc<DeviceSlot>,
     ) -> Result<(Arc<Entry>, PathBuf), LayerError> {
-        let Prepared { record, bootstrap } = prepared;
+        let record = &prepared.record;
         let entry = Arc::clone(self.entries.lock().entry(record.key).or_default());
         let mut state = entry.0.lock();
         if let Some(mounted) = &*state {
@@ -182,11 +220,15 @@ impl Layers {
             drop(state);
             return Ok((entry, path));
         }
-        let id = self.parts.registry.id(&record)?;
-        match self.mount_as(id, &record, &bootstrap, slot) {
+        let id = self.parts.registry.id(record)?;
+        match self.mount_as(id, prepared, slot) {
             Ok(path) => {
-                *state = Some(MountedAt { id, path: path.clone() });
+                *state = Some(MountedAt { id, path: path.clone(), _slot: Arc::clone(slot) });
                 self.parts.metrics.mounted_layers.inc();
+                self.parts.metrics.mounted(match record.key.backing {
+                    Backing::Served => MountKind::Served,
+                    Backing::Direct => MountKind::Direct,
+                });
                 drop(state);
                 Ok((entry, path))
             }
@@ -200,44 +242,47 @@ impl Layers {
     fn mount_as(
         &self,
         id: MountId,
-        record: &MountRecord,
-        bootstrap: &[u8],
-        slot: Arc<DeviceSlot>,
+        prepared: &Prepared,
+        slot: &Arc<DeviceSlot>,
     ) -> Result<PathBuf, LayerError> {
+        let Prepared { record, bootstrap, device } = prepared;
         let layer = record.key.layer;
         let file = |source| LayerError::File { layer, source };
         let place = &self.parts.place;
-        let bootstrap_path = place.bootstrap(id);
-        write_whole(&bootstrap_path, bootstrap).map_err(file)?;
-        let tree = match self.parts.driver {
-            Driver::Erofs => None,
-            Driver::Fuse => Some(Arc::new(
-                read_bootstrap(bootstrap).map_err(|source| LayerError::Read { layer, source })?,
-            )),
-        };
-        self.show(id, record, slot, tree);
-        let device = place.fuse().join(DEVICES).join(id.to_string());
-        match self.parts.driver {
-            Driver::Fuse => {
-                switch_flush_off(&device).map_err(file)?;
+        write_whole(&place.bootstrap(id), bootstrap).map_err(file)?;
+        let served = place.fuse().join(DEVICES).join(id.to_string());
+        match (self.parts.driver, record.key.backing) {
+            (Driver::Fuse, _) => {
+                let tree = read_bootstrap(bootstrap).map_err(|source| LayerError::Read { layer, source })?;
+                self.show(id, record, slot, Some(Arc::new(tree)));
+                switch_flush_off(&served).map_err(file)?;
                 Ok(place.fuse().join(TREES).join(id.to_string()))
             }
-            Driver::Erofs => {
-                let target = place.mount_point(id);
-                fs::create_dir_all(&target).map_err(file)?;
-                let source = ErofsSource {
-                    bootstrap: &bootstrap_path,
-                    devices: &[&device],
-                    device_reads: DeviceReads::Buffered,
-                };
-                mounts::mount_erofs(&source, &target)?;
-                Ok(target)
+            (Driver::Erofs, Backing::Served) => {
+                self.show(id, record, slot, None);
+                self.mount_erofs(id, record, &served)
+            }
+            // By its descriptor: under the path another peer process may have put another layout meanwhile.
+            (Driver::Erofs, Backing::Direct) => {
+                self.mount_erofs(id, record, &path_of_descriptor(device.file()))
             }
         }
     }
 
-    fn show(&self, id: MountId, record: &MountRecord, slot: Arc<DeviceSlot>, tree: Option<Arc<Tree>>) {
-        let source = Arc::new(Source { slot, layout: record.key.layout });
+    fn mount_erofs(&self, id: MountId, record: &MountRecord, device: &Path) -> Result<PathBuf, LayerError> {
+        let target = self.parts.place.mount_point(id);
+        fs::create_dir_all(&target).map_err(|source| LayerError::File { layer: record.key.layer, source })?;
+        let source = ErofsSource {
+            bootstrap: &self.parts.place.bootstrap(id),
+            devices: &[device],
+            device_reads: DeviceReads::Buffered,
+        };
+        mounts::mount_erofs(&source, &target)?;
+        Ok(target)
+    }
+
+    fn show(&self, id: MountId, record: &MountRecord, slot: &Arc<DeviceSlot>, tree: Option<Arc<Tree>>) {
+        let source = Arc::new(Source { slot: Arc::clone(slot), layout: record.key.layout });
         self.parts.filesystem.show(id, LayerNode { source, device_bytes: record.device_bytes, tree });
     }
 
@@ -273,8 +318,11 @@ impl Layers {
         if self.parts.driver == Driver::Erofs && !is_mounted(&path, mounted) {
             return false;
         }
-        self.show(id, record, self.slot(&record.layer), tree);
-        let entry = Entry(Mutex::new(Some(MountedAt { id, path })));
+        let slot = self.slot(&record.layer);
+        if record.key.backing == Backing::Served {
+            self.show(id, record, &slot, tree);
+        }
+        let entry = Entry(Mutex::new(Some(MountedAt { id, path, _slot: slot })));
         self.entries.lock().insert(record.key, Arc::new(entry));
         self.parts.metrics.mounted_layers.inc();
         true
@@ -375,19 +423,21 @@ impl Layers {
 }
 
 fn prepare(
-    remote: &RemoteLayer,
-    device: &Device,
+    wish: &Wish,
+    device: Arc<Device>,
     index: &LayerIndex,
     lowers: &[PathBuf],
 ) -> Result<Prepared, LayerError> {
+    let Wish { remote, slot, .. } = wish;
     let layer = remote.layer.digest;
     let mut tree = layer_tree(index).map_err(|source| LayerError::Read { layer, source })?;
     let inherited = inherit(&mut tree, lowers).map_err(|source| LayerError::File { layer, source })?;
     let bootstrap = write_bootstrap(&tree).map_err(|source| LayerError::Write { layer, source })?;
     let chain = inherited.then_some(remote.chain_id);
-    let key = MountKey { layer, layout: device.layout, chain };
+    let backing = slot.backing(&device, wish.backing);
+    let key = MountKey { layer, layout: device.layout, chain, backing };
     let record = MountRecord { key, layer: remote.layer.clone(), device_bytes: device.bytes() };
-    Ok(Prepared { record, bootstrap: bootstrap.bytes })
+    Ok(Prepared { record, bootstrap: bootstrap.bytes, device })
 }
 
 /// Closes a file of the FUSE mount while it is served. The answer to the first FLUSH, "no such call", ends all
@@ -395,6 +445,11 @@ fn prepare(
 /// process that is killed unkillably, that of a fork before exec with a lock held that `ps` needs.
 fn switch_flush_off(served: &Path) -> io::Result<()> {
     fs::File::open(served).map(drop)
+}
+
+/// Names an open file for as long as it is open, even when its own name is gone.
+fn path_of_descriptor(file: &fs::File) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
 /// A crash leaves the whole file or none.

@@ -4,6 +4,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use d7y_peer_client::{Answer, Handler, digest_from_wire, layer_from_wire, serve};
 use d7y_proto::local::{
@@ -31,6 +32,8 @@ pub struct FakePeer {
     pub pinned: watch::Sender<BTreeSet<Sha256Digest>>,
     pub parked: watch::Sender<u64>,
     pub traces: Mutex<Vec<RecordTrace>>,
+    /// Whether the cluster knows how each image is used.
+    pub has_trace: AtomicBool,
     descriptors: Mutex<HashMap<String, OwnedFd>>,
 }
 
@@ -61,6 +64,7 @@ impl FakePeer {
             pinned: watch::Sender::default(),
             parked: watch::Sender::new(0),
             traces: Mutex::default(),
+            has_trace: AtomicBool::default(),
             descriptors: Mutex::default(),
         });
         layers.into_iter().for_each(|built| peer.keep(built));
@@ -77,6 +81,18 @@ impl FakePeer {
         File::create(&device).unwrap().set_len(built.index.device_bytes()).unwrap();
         std::fs::write(&bitmap, vec![0; built.index.chunks.len().div_ceil(8)]).unwrap();
         layers.insert(built.layer.digest, Arc::new(Kept { built, index, device, bitmap }));
+    }
+
+    /// Fetches all that is missing of all layers.
+    pub fn fill(&self) {
+        for kept in self.layers.lock().values() {
+            kept.write(ByteRange::new(0, kept.built.index.device_bytes()));
+        }
+    }
+
+    /// Where the files of a layer are.
+    pub fn directory(&self, layer: Sha256Digest) -> PathBuf {
+        self.layers.lock()[&layer].device.parent().unwrap().to_owned()
     }
 
     /// Starts to answer; a stop and a start are a restart that forgets what lived in memory.
@@ -147,7 +163,8 @@ impl Handler for FakePeer {
         let done = || Answer::of(response::Kind::Done(Done {}));
         match request.kind.unwrap() {
             request::Kind::OpenImage(_) => {
-                Answer::of(response::Kind::ImageOpened(ImageOpened { has_trace: false }))
+                let has_trace = self.has_trace.load(Ordering::Relaxed);
+                Answer::of(response::Kind::ImageOpened(ImageOpened { has_trace }))
             }
             request::Kind::OpenLayer(open) => self.open(layer_from_wire(open.layer.unwrap()).unwrap().digest),
             request::Kind::EnsureRange(wanted) => self.ensure(wanted).await,

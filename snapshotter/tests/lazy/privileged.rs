@@ -1,3 +1,5 @@
+mod direct;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;

@@ -6,7 +6,7 @@ use d7y_bench::rig::cluster::Cluster;
 use d7y_bench::rig::compare;
 
 use crate::images::{Data, everything};
-use crate::stage::{UNLIMITED, in_lab, layer_bytes, node, push, start, start_with, wait_complete};
+use crate::stage::{UNLIMITED, in_lab, layer_bytes, metric, node, push, start, start_with, wait_complete};
 
 #[test]
 fn nerdctl_runs_everything_that_a_tar_can_hold() -> Result<()> {
@@ -45,11 +45,18 @@ fn runs_everything(lab: &d7y_bench::rig::lab::Lab, client: &dyn Client) -> Resul
     }
     wait_complete(&one.peer, &image)?;
 
-    let two = node(&cluster, lab, "node2", &[], &[])?;
+    let two = node(&cluster, lab, "node2", &[], &["trace.window=0s"])?;
     let (second, line) = start_with(client, &two, &wanted, "second")?;
     ensure!(line == "up", "the container said {line:?}");
     let report = compare::container(&expected, &second.rootfs)?;
     ensure!(report.is_equal(), "node 2: {report}");
+    wait_complete(&two.peer, &image)?;
+    let (warm, line) = start_with(client, &two, &wanted, "warm")?;
+    ensure!(line == "up", "the container said {line:?}");
+    let report = compare::container(&expected, &warm.rootfs)?;
+    ensure!(report.is_equal(), "node 2, mounted directly: {report}");
+    let direct = metric(&two.snapshotter, "d7y_snapshotter_mounts_total", &[("kind", "Direct")])?;
+    ensure!(direct > 0, "nothing of a complete image was mounted directly");
     ensure!(
         layer_bytes(&cluster, &image) == image.blob_bytes(),
         "node 2 made the registry send layers again"

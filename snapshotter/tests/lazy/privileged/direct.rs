@@ -1,0 +1,141 @@
+//! Layers that are here whole are mounted without FUSE.
+
+use std::fs::File;
+use std::process::Command;
+use std::sync::atomic::Ordering;
+
+use super::*;
+
+/// Layers of the image without those that are there twice.
+const LAYERS: usize = 4;
+
+impl Setting {
+    /// A node that has the whole image, of which a container runs already, but from before the cluster knew how the
+    /// image is used.
+    async fn complete(driver: &'static str) -> Self {
+        let mut setting = Self::new(driver, &[]).await;
+        setting.peer.fill();
+        setting.run("c1").await;
+        setting.peer.has_trace.store(true, Ordering::Relaxed);
+        setting.kill_snapshotter();
+        setting.start_snapshotter().await;
+        setting
+    }
+
+    fn top(&self) -> String {
+        self.chain_ids[4].to_string()
+    }
+
+    fn served(&self) -> usize {
+        if self.driver == "erofs" { LAYERS } else { 0 }
+    }
+
+    /// On top of the served ones.
+    fn direct(&self) -> usize {
+        self.served()
+    }
+
+    async fn remove(&self, container: &str) {
+        d7y_fuse::mounts::unmount(&self.node.path().join(container)).unwrap();
+        self.containerd.remove(container).await.unwrap();
+        let socket = self.node.socket();
+        wait_for("the container's snapshot to go", || async {
+            let left = names(&socket).await;
+            (!left.iter().any(|name| name.ends_with(&format!("/{container}")))).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_complete_image_needs_nobody_to_serve_it() {
+    let mut setting = Setting::complete("erofs").await;
+    assert_eq!(setting.node.layers_mounted(), setting.served(), "the accesses were still to be recorded");
+    let root = setting.run_on("c2", &setting.top()).await;
+    assert_eq!(setting.node.layers_mounted(), setting.served() + setting.direct());
+    setting.kill_snapshotter();
+    setting.peer_process.take().unwrap().stop().await;
+    blocking(move || check_files(&root)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn direct_mounts_outlive_the_snapshotter_and_are_shared_and_swept() {
+    for driver in DRIVERS {
+        let mut setting = Setting::complete(driver).await;
+        let second = setting.run_on("c2", &setting.top()).await;
+        setting.kill_snapshotter();
+        setting.start_snapshotter().await;
+        let third = setting.run_on("c3", &setting.top()).await;
+        assert_eq!(setting.node.layers_mounted(), setting.served() + setting.direct(), "{driver}");
+        let first = setting.node.path().join("c1");
+        for root in [first, second, third] {
+            blocking(move || check_files(&root)).await;
+        }
+        assert_eq!(*setting.peer.ranges.borrow(), 0, "data was asked for that was there");
+
+        let socket = setting.node.socket();
+        setting.remove("c1").await;
+        setting.remove("c2").await;
+        clean_up(&socket).await;
+        let root = setting.node.path().join("c3");
+        blocking(move || check_files(&root)).await;
+        assert_eq!(*setting.peer.pinned.borrow(), setting.layers);
+        setting.remove("c3").await;
+        clean_up(&socket).await;
+        assert_eq!(setting.node.layers_mounted(), 0, "{driver}");
+        setting.peer.pinned.subscribe().wait_for(|pinned| pinned.is_empty()).await.unwrap();
+    }
+}
+
+/// As a store does that is full, or deleted by hand.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_is_evicted_under_a_direct_mount_stays_readable() {
+    let mut setting = Setting::complete("erofs").await;
+    let second = setting.run_on("c2", &setting.top()).await;
+    for layer in &setting.layers {
+        fs::remove_dir_all(setting.peer.directory(*layer)).unwrap();
+    }
+    let options = BuildOptions { chunk_bytes: 16 << 10, ..BuildOptions::default() };
+    setting.peer_process.take().unwrap().stop().await;
+    image().into_iter().for_each(|built| setting.peer.keep(built));
+    setting.peer.keep(build_with(&top(), &options));
+    setting.peer_process = Some(setting.peer.start(&setting.node.peer_socket()));
+    let third = setting.run_on("c3", &setting.top()).await;
+    for root in [second, third] {
+        blocking(move || check_files(&root)).await;
+    }
+    assert!(*setting.peer.ranges.borrow() > 0, "an incomplete layer was mounted as if it were complete");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_the_kernel_does_not_mount_is_served() {
+    let setting = Setting::complete("erofs").await;
+    let device = setting.peer.directory(image()[0].layer.digest).join("device");
+    // EROFS takes plain files only, below a plain file.
+    let _device = LoopDevice::instead_of(&device);
+    let second = setting.run_on("c2", &setting.top()).await;
+    blocking(move || check_files(&second)).await;
+    assert_eq!(setting.node.layers_mounted(), setting.served() + setting.direct() - 1);
+    let third = setting.run_on("c3", &setting.top()).await;
+    blocking(move || check_files(&third)).await;
+    let log = fs::read_to_string(setting.node.path().join("snapshotter.log")).unwrap();
+    assert_eq!(log.matches("cannot be mounted directly").count(), 1, "it was tried again");
+}
+
+/// A file's bytes as a block device, until the last process that has it open ends.
+struct LoopDevice {
+    _open: File,
+}
+
+impl LoopDevice {
+    fn instead_of(path: &Path) -> Self {
+        let file = path.with_extension("file");
+        fs::rename(path, &file).unwrap();
+        let made = Command::new("losetup").args(["--find", "--show"]).arg(&file).output().unwrap();
+        let name = String::from_utf8(made.stdout).unwrap();
+        let open = File::open(name.trim()).unwrap();
+        assert!(Command::new("losetup").arg("--detach").arg(name.trim()).status().unwrap().success());
+        std::os::unix::fs::symlink(name.trim(), path).unwrap();
+        Self { _open: open }
+    }
+}
