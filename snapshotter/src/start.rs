@@ -1,14 +1,16 @@
 use std::convert::Infallible;
 use std::future::Future;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use d7y_chassis::Notifier;
 use d7y_chassis::daemon::{Daemon, DaemonName};
 use d7y_chassis::listen;
 use d7y_chassis::metrics::{self, Health};
 use d7y_chassis::tasks::{OnEnd, Tasks};
-use d7y_fuse::Session;
+use d7y_fuse::{Session, inherited};
 use d7y_peer_client::{Link, LocalClient};
 use d7y_proto::snapshots::snapshots_server::SnapshotsServer;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -104,7 +106,7 @@ async fn take_over(
         recorder: Arc::clone(&recorder),
         failures: Failures::default(),
     })));
-    let connection = Connection::find(peer, &place, config.driver).await?;
+    let connection = Connection::find(inherited::take(), peer, &place, config.driver).await?;
     let layers = Arc::new(Layers::new(LayersParts {
         peer: peer.clone(),
         registry,
@@ -114,8 +116,10 @@ async fn take_over(
         metrics: metrics.clone(),
     }));
     tracing::info!(driver = ?connection.driver, "layers are mounted with this driver");
-    layers.adopt(connection.is_live())?;
+    let is_new = !connection.is_live();
+    layers.adopt(!is_new)?;
     let session = Arc::new(connection.serve(&place, filesystem)?);
+    keep_at_service_manager(&session, is_new);
     let content = config.containerd.socket.clone().map(ContainerdContent::new);
     let snapshotter = Snapshotter {
         store,
@@ -135,6 +139,19 @@ async fn take_over(
         cleaning: Default::default(),
     };
     Ok((Arc::new(snapshotter), session))
+}
+
+/// The peer holds the descriptor too, but may die together with the snapshotter.
+fn keep_at_service_manager(session: &Session, is_new: bool) {
+    let manager = Notifier::from_environment();
+    if is_new {
+        manager.remove_descriptor(FUSE_DESCRIPTOR);
+    }
+    match session.duplicate() {
+        // Of one that it keeps already the manager takes no second.
+        Ok(descriptor) => manager.store_descriptor(FUSE_DESCRIPTOR, descriptor.as_fd()),
+        Err(error) => tracing::warn!(%error, "the service manager does not keep the FUSE descriptor"),
+    }
 }
 
 /// Parks the FUSE descriptor with each new peer, and opens the layers anew there.
@@ -165,7 +182,6 @@ async fn follow_peer(peer: LocalClient, session: Arc<Session>, layers: Arc<Layer
 }
 
 async fn park(peer: &LocalClient, session: &Session) -> anyhow::Result<()> {
-    use std::os::fd::AsFd;
     let descriptor = session.duplicate().context("cannot duplicate the descriptor")?;
     Ok(peer.put_descriptor(FUSE_DESCRIPTOR, descriptor.as_fd(), PARK_DEADLINE).await?)
 }

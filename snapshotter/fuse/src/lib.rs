@@ -26,6 +26,7 @@ mod device;
 mod dispatch;
 mod erofs_image;
 mod filesystem;
+pub mod inherited;
 mod mount_table;
 pub mod mounts;
 mod probe;

@@ -1,19 +1,19 @@
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use d7y_fuse::mounts::{self, MountError, MountPoint};
 use d7y_fuse::{DeviceError, Filesystem, FuseDevice, MountOptions, Privileges, Session, Start};
-use d7y_peer_client::{ClientError, LocalClient};
+use d7y_peer_client::LocalClient;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::config::DriverChoice;
 use crate::place::Place;
 
-/// The name under which the FUSE descriptor is parked with the peer.
+/// The name under which the FUSE descriptor is parked with the peer, and kept by the service manager.
 pub const FUSE_DESCRIPTOR: &str = "fuse";
 /// How long a start waits for the peer to hand over the descriptor of a mount that is there. A peer that does not
 /// run has no descriptor: then the mount is dead.
@@ -55,13 +55,19 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Takes the live connection from the peer; clears away a dead one and everything that stood on it. Until then
-    /// nobody serves the mount: only the mount table may be looked at, never its directory.
-    pub async fn find(peer: &LocalClient, place: &Place, choice: DriverChoice) -> Result<Self, SessionError> {
+    /// Takes the live connection, from the service manager (`inherited`) or else from the peer; clears away a dead one
+    /// and everything that stood on it. Until then nobody serves the mount: only the mount table may be looked at, never
+    /// its directory.
+    pub async fn find(
+        inherited: Vec<(String, OwnedFd)>,
+        peer: &LocalClient,
+        place: &Place,
+        choice: DriverChoice,
+    ) -> Result<Self, SessionError> {
         let fuse = place.fuse();
         if let Some(mount) = fuse_mount(&fuse)?
             && let Some(driver) = driver_of(&mount)
-            && let Some(device) = take(peer).await
+            && let Some(device) = take(inherited, peer, &mount).await
         {
             tracing::info!(?driver, "serving the mounts of the snapshotter before");
             return Ok(Self { live: Some(device), driver });
@@ -101,29 +107,42 @@ impl Connection {
     }
 }
 
-async fn take(peer: &LocalClient) -> Option<FuseDevice> {
-    let descriptor = match peer.take_descriptor(FUSE_DESCRIPTOR, HAND_OVER_DEADLINE).await {
-        Ok(Some(descriptor)) => descriptor,
-        Ok(None) => {
-            tracing::warn!(
-                "the peer has no FUSE descriptor: containers on the mounts there lose their files"
-            );
-            return None;
-        }
-        Err(error @ ClientError::Deadline(_)) => {
-            tracing::warn!(%error, "no FUSE descriptor: containers on the mounts there lose their files");
-            return None;
-        }
+/// The service manager has it at once; only when it has none the peer, which may be starting too, is waited for.
+async fn take(
+    inherited: Vec<(String, OwnedFd)>,
+    peer: &LocalClient,
+    mount: &MountPoint,
+) -> Option<FuseDevice> {
+    let usable = |descriptor: &OwnedFd| is_connected(descriptor) && may_serve(descriptor, mount);
+    let named = inherited.into_iter().filter(|(name, _)| name == FUSE_DESCRIPTOR);
+    let kept = named.map(|(_, descriptor)| descriptor).find(usable);
+    let descriptor = match kept {
+        Some(descriptor) => Some(descriptor),
+        None => take_from_peer(peer).await.filter(usable),
+    };
+    let device = descriptor.and_then(|descriptor| FuseDevice::from_fd(descriptor).ok());
+    if device.is_none() {
+        tracing::warn!("nobody has a live FUSE descriptor: containers on the mounts there lose their files");
+    }
+    device
+}
+
+async fn take_from_peer(peer: &LocalClient) -> Option<OwnedFd> {
+    match peer.take_descriptor(FUSE_DESCRIPTOR, HAND_OVER_DEADLINE).await {
+        Ok(descriptor) => descriptor,
         Err(error) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "no FUSE descriptor from the peer");
-            return None;
+            None
         }
-    };
-    if !is_connected(&descriptor) {
-        tracing::warn!("the FUSE descriptor from the peer is of a connection that has ended");
-        return None;
     }
-    FuseDevice::from_fd(descriptor).ok()
+}
+
+/// Whether the descriptor may be of this mount: newer kernels tell a connection's number, the mount's minor one.
+fn may_serve(descriptor: &OwnedFd, mount: &MountPoint) -> bool {
+    let info = format!("/proc/self/fdinfo/{}", descriptor.as_raw_fd());
+    let info = std::fs::read_to_string(info).unwrap_or_default();
+    let number = info.lines().find_map(|line| line.strip_prefix("fuse_connection:"));
+    number.is_none_or(|number| number.trim().parse() == Ok(mount.device.1))
 }
 
 /// An ended connection polls as an error (`fuse_dev_poll`).

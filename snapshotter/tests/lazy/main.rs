@@ -4,6 +4,7 @@
 
 mod containerd;
 mod image;
+mod manager;
 mod node;
 mod peer;
 mod privileged;

@@ -125,7 +125,13 @@ pub struct Snapshotter {
 }
 
 impl Snapshotter {
+    pub const PROGRAM: &str = env!("CARGO_BIN_EXE_d7y-snapshotter");
+
     pub async fn start(node: &Node, driver: &str, settings: &[&str]) -> Self {
+        Self::start_by(Command::new(Self::PROGRAM), node, driver, settings).await
+    }
+
+    pub async fn start_by(mut command: Command, node: &Node, driver: &str, settings: &[&str]) -> Self {
         let at = |name: &str| node.path().join(name).display().to_string();
         let config = node.path().join("snapshotter.yaml");
         let text = format!(
@@ -139,7 +145,6 @@ impl Snapshotter {
         );
         std::fs::write(&config, text).unwrap();
         let log = LogFile::new("snapshotter", node.path().join("snapshotter.log"));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_d7y-snapshotter"));
         command.arg("--config").arg(&config).stderr(log.file());
         for setting in settings {
             command.arg("--set").arg(setting);

@@ -1,4 +1,5 @@
 mod direct;
+mod kept;
 
 use std::collections::BTreeSet;
 use std::fs;
