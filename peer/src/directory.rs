@@ -39,6 +39,8 @@ const MAX_TRACES: usize = 64;
 pub struct Plan {
     /// This peer is to read the origin.
     pub ingest: bool,
+    /// A scheduler decides who is.
+    pub leased: bool,
     /// Whom to ask, best first.
     pub ask: Vec<Parent>,
 }
@@ -90,7 +92,7 @@ impl Directory {
             }
         }
         let seeds = self.static_seeds(layer).await;
-        Plan { ingest: seeds.is_empty(), ask: seeds }
+        Plan { ingest: seeds.is_empty(), leased: false, ask: seeds }
     }
 
     /// The configured seeds other than this peer, in an order that spreads layers over them.
@@ -260,7 +262,7 @@ async fn plan_of(assignment: Assignment, me: &str) -> Plan {
             ask.push(Parent { address, seed });
         }
     }
-    Plan { ingest: assignment.ingest_yourself, ask }
+    Plan { ingest: assignment.ingest_yourself, leased: true, ask }
 }
 
 async fn resolve(address: &str) -> Option<SocketAddr> {

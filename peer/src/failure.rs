@@ -29,6 +29,7 @@ impl OpenFailure {
             FailureCode::NotFound => Reason::NotFound,
             FailureCode::Corrupt => Reason::Corrupt,
             FailureCode::Unavailable => Reason::Unavailable,
+            FailureCode::Untrusted => Reason::Internal,
         }
     }
 

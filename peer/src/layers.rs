@@ -18,6 +18,7 @@ use crate::fetch::{FetchError, Fetcher, Uncached};
 use crate::ingest::Ingester;
 use crate::metrics::Metrics;
 use crate::openings::{Join, Openings, Outcome, Progress, Reporter};
+use crate::patience::Patience;
 use crate::receive::Receiver;
 
 /// Layers read from origins at once: each holds a connection, a thread and about 4 MiB.
@@ -164,19 +165,22 @@ impl Layers {
     }
 
     async fn obtain(&self, layer: &LayerRef, reporter: &Reporter) -> Result<Arc<Layer>, OpenFailure> {
-        let began = Instant::now();
+        let mut patience = Patience::new(self.config.origin_fallback_after, Instant::now());
         let mut delay = RETRY_FIRST;
         loop {
             let plan = self.directory.plan(layer.digest).await;
             let alone = plan.ingest || (plan.ask.is_empty() && self.config.seed);
-            if alone || began.elapsed() >= self.config.origin_fallback_after {
+            if alone || patience.is_over(plan.leased, Instant::now()) {
                 return self.ingest(layer, reporter).await;
             }
-            match self.ask(&plan, layer, reporter).await {
+            match self.ask(&plan, layer, reporter, &mut patience).await {
                 Ok(ready) => return Ok(ready),
                 Err(failure) => match failure.code {
-                    // What the other's credentials do not open, this node's own may.
-                    FailureCode::Unauthorized => return self.ingest(layer, reporter).await,
+                    // What the other's credentials do not open, this node's own may; and when those who have the index
+                    // signed it with keys of their own, nobody else will ever be told to build one.
+                    FailureCode::Unauthorized | FailureCode::Untrusted => {
+                        return self.ingest(layer, reporter).await;
+                    }
                     FailureCode::Corrupt | FailureCode::NotFound => return Err(failure),
                     FailureCode::Internal | FailureCode::Unavailable => {
                         tracing::debug!(layer = %layer.digest, error = failure.message, "asking again");
@@ -193,13 +197,19 @@ impl Layers {
         plan: &Plan,
         layer: &LayerRef,
         reporter: &Reporter,
+        patience: &mut Patience,
     ) -> Result<Arc<Layer>, OpenFailure> {
         let mut last = OpenFailure::new(FailureCode::Unavailable, "no peer has the layer");
         for parent in &plan.ask {
-            match self.receiver.receive(parent.address, layer, reporter).await {
+            let received = self.receiver.receive(parent.address, layer, reporter, patience).await;
+            reporter.from(None);
+            match received {
                 Ok(ready) => {
                     self.metrics.opened("received");
                     return Ok(ready);
+                }
+                Err(failure) if last.code == FailureCode::Untrusted => {
+                    tracing::debug!(parent = %parent.address, error = failure.message, "not there either");
                 }
                 Err(failure) => last = failure,
             }
@@ -208,9 +218,13 @@ impl Layers {
     }
 
     async fn ingest(&self, layer: &LayerRef, reporter: &Reporter) -> Result<Arc<Layer>, OpenFailure> {
-        let _slot = self.ingests.acquire().await.expect("never closed");
+        // Before the slot: whoever waits for one has taken the lease all the same.
         self.directory.announce(layer.digest, State::Ingesting);
-        let ready = self.ingester.ingest(layer, reporter).await?;
+        let work = async {
+            let _slot = self.ingests.acquire().await.expect("never closed");
+            self.ingester.ingest(layer, reporter).await
+        };
+        let ready = reporter.while_working(work).await?;
         self.metrics.opened("ingested");
         Ok(ready)
     }

@@ -15,6 +15,7 @@ mod local;
 mod metrics;
 mod news;
 mod openings;
+mod patience;
 mod receive;
 mod serve;
 mod start;

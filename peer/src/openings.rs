@@ -24,9 +24,17 @@ pub enum Outcome {
     Failed(OpenFailure),
 }
 
+/// How often whoever works on a layer says so while there is nothing else to say.
+pub const WORKING_EVERY: Duration = Duration::from_secs(3);
+
 /// What can be seen of an opening from outside.
 #[derive(Debug, Clone, Default)]
 pub struct Progress {
+    /// The peer that the layer is received from at present.
+    pub from: Option<Arc<str>>,
+    /// Grows whenever whoever reads the origin shows that it is at work, through whatever peers in between. A peer
+    /// adds nothing of its own to what it only waits for: peers that waited for each other would wait for ever.
+    pub signs: u64,
     /// Where chunks are staged, once they are; replaced when another source is tried.
     pub staging: Option<Arc<Staging>>,
     pub staged_chunks: u32,
@@ -46,7 +54,31 @@ impl Reporter {
     }
 
     pub fn staged(&self, chunks: u32) {
-        self.0.send_modify(|progress| progress.staged_chunks = chunks);
+        self.0.send_modify(|progress| {
+            progress.staged_chunks = chunks;
+            progress.signs += 1;
+        });
+    }
+
+    pub fn working(&self) {
+        self.0.send_modify(|progress| progress.signs += 1);
+    }
+
+    /// Says of whom the layer is received from now on.
+    pub fn from(&self, peer: Option<Arc<str>>) {
+        self.0.send_modify(|progress| progress.from = peer);
+    }
+
+    /// Shows that this very peer is at work, for as long as it is.
+    pub async fn while_working<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        let mut every = tokio::time::interval(WORKING_EVERY);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                _ = every.tick() => self.working(),
+            }
+        }
     }
 
     fn end(&self, outcome: Outcome) {

@@ -2,22 +2,25 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use d7y_image::Chunk;
+use d7y_image::{Chunk, TrustError};
 use d7y_store::{Layer, Staging, Store, StoreError};
 use d7y_transfer::{ClientError, FailureCode, OpenStream, Opened};
 use d7y_types::LayerRef;
 
 use crate::failure::{OpenFailure, chain};
 use crate::metrics::{Metrics, Source};
-use crate::openings::Reporter;
+use crate::openings::{Reporter, WORKING_EVERY};
+use crate::patience::{Patience, Sign};
 use crate::trust::Trust;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// A parent that reads from a slow origin may be silent for a while; a dead one is noticed by TCP.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// A parent that is at work says so; one that hangs, or follows a peer that does, is given up.
+const IDLE_TIMEOUT: Duration = WORKING_EVERY.saturating_mul(5);
+/// A parent that is at work for this long without a chunk is given up too: a queue of layers takes minutes, not hours.
+const WORKING_COUNTS: Duration = Duration::from_secs(600);
 
 #[derive(Clone)]
 pub struct Receiver {
@@ -33,16 +36,35 @@ impl Receiver {
         from: SocketAddr,
         layer: &LayerRef,
         reporter: &Reporter,
+        patience: &mut Patience,
     ) -> Result<Arc<Layer>, OpenFailure> {
         let unreachable = |error: ClientError| OpenFailure::new(FailureCode::Unavailable, chain(&error));
         let mut stream =
             OpenStream::connect(from, &self.peer_id, layer, CONNECT_TIMEOUT).await.map_err(unreachable)?;
+        reporter.from(Some(stream.peer_id().clone()));
         let mut staged = Staged::begin(self, layer, reporter)?;
+        let mut advanced = Instant::now();
         loop {
             match stream.next(IDLE_TIMEOUT).await.map_err(unreachable)? {
-                Opened::Staged { number, record, frame } => staged.push(number, &record, frame).await?,
+                Opened::Staged { number, record, frame } => {
+                    advanced = Instant::now();
+                    patience.sign(from, Sign::Chunk, advanced);
+                    staged.push(number, &record, frame).await?;
+                }
+                Opened::Working if advanced.elapsed() > WORKING_COUNTS => {
+                    patience.failed(from);
+                    let problem = "the peer that reads the layer gets nowhere";
+                    return Err(OpenFailure::new(FailureCode::Unavailable, problem));
+                }
+                Opened::Working => {
+                    reporter.working();
+                    patience.sign(from, Sign::Working, Instant::now());
+                }
                 Opened::Index(sealed) => return self.commit(layer, staged.staging, sealed).await,
-                Opened::Failed { code, message } => return Err(OpenFailure::new(code, message)),
+                Opened::Failed { code, message } => {
+                    patience.failed(from);
+                    return Err(OpenFailure::new(code, message));
+                }
             }
         }
     }
@@ -55,7 +77,10 @@ impl Receiver {
     ) -> Result<Arc<Layer>, OpenFailure> {
         let (this, layer) = (self.clone(), layer.clone());
         let commit = move || {
-            let index = this.trust.open(&sealed).map_err(|error| OpenFailure::internal(&error))?;
+            let index = this.trust.open(&sealed).map_err(|error| match error {
+                TrustError::UnknownKey => OpenFailure::new(FailureCode::Untrusted, chain(&error)),
+                _ => OpenFailure::internal(&error),
+            })?;
             if index.layer != layer.digest || index.diff_id != layer.diff_id {
                 let problem =
                     "the index that a parent sent is of another layer, or the image's config is wrong";

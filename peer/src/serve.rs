@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use d7y_chassis::tasks::{OnEnd, Tasks};
-use d7y_store::{FrameLocation, Layer};
+use d7y_store::{FrameLocation, Layer, Staging};
 use d7y_transfer::{FailureCode, Holding, Opening, Provider, Region};
 use d7y_types::{LayerRef, Sha256Digest};
 use tokio::sync::{mpsc, watch};
@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use crate::failure::{OpenFailure, chain};
 use crate::layers::{Asker, Layers, Open};
 use crate::news::News;
-use crate::openings::{Outcome, Progress};
+use crate::openings::{Outcome, Progress, WORKING_EVERY};
 
 /// Staged chunks announced ahead of the socket, per follower.
 const FOLLOW_AHEAD: usize = 32;
@@ -25,13 +25,15 @@ pub struct Uploads {
 }
 
 impl Provider for Uploads {
-    fn open(&self, layer: LayerRef) -> mpsc::Receiver<Opening> {
+    fn open(&self, layer: LayerRef, asker: &str) -> mpsc::Receiver<Opening> {
         let (send, receive) = mpsc::channel(FOLLOW_AHEAD);
-        let layers = self.layers.clone();
+        let (layers, asker) = (self.layers.clone(), asker.to_owned());
         self.tasks.spawn("serve an opening", OnEnd::Expected, async move {
             let last = match layers.open(&layer, Asker::Peer).await {
                 Ok(Open::Ready(ready)) => index_of(&ready),
-                Ok(Open::Following(progress)) => follow(progress, &send).await,
+                Ok(Open::Following(progress)) => {
+                    Follower { asker, send: &send, sent: 0, staging: None, signs: 0 }.follow(progress).await
+                }
                 Err(failure) => failed(failure),
             };
             // An asker that went away needs no answer.
@@ -61,39 +63,69 @@ impl Provider for Uploads {
     }
 }
 
-/// Passes staged chunks on as they are made, until the index is known.
-async fn follow(mut progress: watch::Receiver<Progress>, send: &mpsc::Sender<Opening>) -> Opening {
-    let mut next = 0;
-    let mut from = None;
-    loop {
-        let now = progress.borrow_and_update().clone();
-        if let Some(outcome) = now.outcome {
-            return match outcome {
-                Outcome::Ready(layer) => index_of(&layer),
-                Outcome::Failed(failure) => failed(failure),
+/// A peer that follows an opening here.
+struct Follower<'a> {
+    asker: String,
+    send: &'a mpsc::Sender<Opening>,
+    /// Staged chunks that it was sent.
+    sent: u32,
+    /// Where those came from. Another source's chunks need not be the same: after a change it gets no more of them.
+    staging: Option<Arc<Staging>>,
+    /// Signs of life that it has seen.
+    signs: u64,
+}
+
+impl Follower<'_> {
+    /// Passes staged chunks and signs of life on as they are made, until the index is known.
+    async fn follow(mut self, mut progress: watch::Receiver<Progress>) -> Opening {
+        let mut every = tokio::time::interval(WORKING_EVERY);
+        loop {
+            let now = progress.borrow_and_update().clone();
+            if let Some(outcome) = now.outcome {
+                return match outcome {
+                    Outcome::Ready(layer) => index_of(&layer),
+                    Outcome::Failed(failure) => failed(failure),
+                };
+            }
+            if now.from.as_deref() == Some(&*self.asker) {
+                return unavailable("this peer waits for the layer from the asker itself");
+            }
+            let passed_on = match self.next_staged(&now) {
+                Some(staged) => self.send.send(staged).await.is_ok(),
+                None => tokio::select! {
+                    changed = progress.changed() => match changed {
+                        Ok(()) => true,
+                        Err(_) => return unavailable("the peer is stopping"),
+                    },
+                    _ = every.tick() => self.show_signs(now.signs).await,
+                },
             };
-        }
-        let staging = now.staging.filter(|_| next < now.staged_chunks);
-        let Some(staging) = staging else {
-            if progress.changed().await.is_err() {
-                return failed(OpenFailure::new(FailureCode::Unavailable, "the peer is stopping"));
-            }
-            continue;
-        };
-        // Another source was tried: its chunks need not be those that were sent.
-        let same = from.get_or_insert_with(|| staging.clone());
-        if !Arc::ptr_eq(same, &staging) {
-            next = u32::MAX;
-            continue;
-        }
-        if let Some((chunk, location)) = staging.chunk(next) {
-            let staged = Opening::Staged { number: next, record: chunk.encode(), region: region(location) };
-            if send.send(staged).await.is_err() {
-                return failed(OpenFailure::new(FailureCode::Unavailable, "the asker is gone"));
+            if !passed_on {
+                return unavailable("the asker is gone");
             }
         }
-        next += 1;
     }
+
+    fn next_staged(&mut self, now: &Progress) -> Option<Opening> {
+        let staging = now.staging.as_ref().filter(|_| self.sent < now.staged_chunks)?;
+        if !Arc::ptr_eq(self.staging.get_or_insert_with(|| staging.clone()), staging) {
+            return None;
+        }
+        let number = self.sent;
+        let (chunk, location) = staging.chunk(number)?;
+        self.sent += 1;
+        Some(Opening::Staged { number, record: chunk.encode(), region: region(location) })
+    }
+
+    /// False when the asker is gone.
+    async fn show_signs(&mut self, signs: u64) -> bool {
+        let seen = std::mem::replace(&mut self.signs, signs);
+        seen == signs || self.send.send(Opening::Working).await.is_ok()
+    }
+}
+
+fn unavailable(why: &str) -> Opening {
+    failed(OpenFailure::new(FailureCode::Unavailable, why))
 }
 
 fn index_of(layer: &Layer) -> Opening {

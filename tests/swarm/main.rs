@@ -9,7 +9,7 @@ mod scheduled;
 use std::time::Duration;
 
 use d7y_origin::testing::{FakeRegistry, Turn};
-use d7y_peer::Role;
+use d7y_peer::{Config, Role};
 use d7y_peer_client::ClientError;
 use d7y_proto::local::Reason;
 use d7y_types::{ByteRange, LayerRef};
@@ -105,6 +105,31 @@ async fn a_dead_seed_does_not_keep_a_node_from_its_layer() {
     seed.kill();
     let node = cluster.start("node", Role::Node, &[&seed]).await;
     node.assert_reads(&reference, &layer).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seed_that_dies_after_long_work_may_come_back() {
+    let registry = FakeRegistry::start().await;
+    let layer = TestLayer::random(100, 50_000);
+    let reference = layer.push(&registry);
+    registry.then([Turn::Stall(2_000_000)]);
+    let cluster = Cluster::new();
+    let seed = cluster.start("seed", Role::Seed, &[]).await;
+    let patience = Duration::from_secs(4);
+    let patient = |config: &mut Config| config.fetch.origin_fallback_after = patience.into();
+    let node = cluster.start_with("node", &[&seed], patient).await;
+    let reading = std::time::Instant::now();
+    let restart = async {
+        node.wait_for_metric("d7y_peer_received_bytes_total", 1.0).await;
+        // Long after the patience of a node that gets nothing would be over.
+        tokio::time::sleep_until((reading + patience).into()).await;
+        let address = seed.crash().await;
+        let again = |config: &mut Config| (config.role, config.transfer.listen) = (Role::Seed, address);
+        cluster.start_with("seed", &[], again).await
+    };
+    let (_, _seed) = tokio::join!(node.assert_reads(&reference, &layer), restart);
+    assert_eq!(node.metric("d7y_peer_received_bytes_total{source=\"origin\"}").await, 0.0);
+    assert_eq!(blob_requests(&registry), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -206,7 +231,7 @@ async fn an_evicted_layer_gives_its_space_back_and_can_be_had_again() {
     let cluster = Cluster::new();
     let seed = cluster.start("seed", Role::Seed, &[]).await;
     // Room for one of the two.
-    let limited = |config: &mut d7y_peer::Config| config.store.limit = d7y_chassis::ByteSize::mib(7);
+    let limited = |config: &mut Config| config.store.limit = d7y_chassis::ByteSize::mib(7);
     let node = cluster.start_with("node", &[&seed], limited).await;
     for _ in 0..2 {
         node.assert_reads(&first_reference, &first).await;
@@ -224,7 +249,7 @@ async fn a_full_store_serves_uncached_and_raises_one_alarm() {
     let reference = layer.push(&registry);
     let cluster = Cluster::new();
     let seed = cluster.start("seed", Role::Seed, &[]).await;
-    let limited = |config: &mut d7y_peer::Config| {
+    let limited = |config: &mut Config| {
         config.store.limit = d7y_chassis::ByteSize::mib(1);
         config.fetch.background = false;
     };

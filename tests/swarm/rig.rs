@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use d7y_chassis::{HumanDuration, Secret, Shutdown, Tasks};
+use d7y_image::IndexSigner;
 use d7y_peer::{Config, Role, Running};
 use d7y_peer_client::LocalClient;
 use d7y_types::{ByteRange, LayerRef};
@@ -13,9 +14,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::SOON;
 use crate::layer::TestLayer;
 
-const SEED_KEY: &str = "1111111111111111111111111111111111111111111111111111111111111111";
+/// What seeds sign with, and what nodes trust beside the keys that they make themselves: the README's configuration.
+pub const SEED_KEY: &str = "1111111111111111111111111111111111111111111111111111111111111111";
 
-/// Peers of one test: they share a signing key and a temporary directory.
+/// Peers of one test, in one temporary directory.
 pub struct Cluster {
     directory: tempfile::TempDir,
 }
@@ -50,10 +52,14 @@ impl Cluster {
         config.local.socket = self.directory.path().join(format!("{name}.sock"));
         config.transfer.listen = any;
         config.observability.listen = vec![any];
-        config.index_trust.signing_key = Secret::new(SEED_KEY);
         config.fetch.origin_fallback_after = HumanDuration::from_millis(1500);
         config.seeds = seeds.iter().map(|seed| seed.running.transfer.to_string()).collect();
         change(&mut config);
+        if config.role == Role::Seed {
+            config.index_trust.signing_key = Secret::new(SEED_KEY);
+        }
+        let trusted = IndexSigner::from_hex(SEED_KEY).unwrap().public_key();
+        config.index_trust.public_keys = vec![hex::encode(trusted)];
         Peer::start(config).await
     }
 }
@@ -86,6 +92,23 @@ impl Peer {
         self.shutdown.begin("killed by the test");
         // Without a drain: connections are cut as by a crash.
         self.shutdown.stopping().cancel();
+    }
+
+    /// As kill -9: what it was doing stops where it stands. Its address is free when this returns.
+    pub async fn crash(mut self) -> SocketAddr {
+        let runtime = self.runtime.take().expect("taken only here, in stop and in drop");
+        let ended = move || runtime.shutdown_timeout(Duration::from_secs(5));
+        tokio::task::spawn_blocking(ended).await.unwrap();
+        self.running.transfer
+    }
+
+    /// Waits until a metric's samples add up to this.
+    pub async fn wait_for_metric(&self, name: &str, at_least: f64) {
+        let deadline = Instant::now() + SOON;
+        while self.metric(name).await < at_least {
+            assert!(Instant::now() < deadline, "{name} stays below {at_least}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     pub async fn stop(mut self) {

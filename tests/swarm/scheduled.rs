@@ -3,13 +3,13 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use d7y_chassis::{HumanDuration, Shutdown, Tasks};
+use d7y_chassis::{HumanDuration, Secret, Shutdown, Tasks};
 use d7y_origin::testing::{FakeRegistry, Turn};
 use d7y_peer::{Config, Role};
 use d7y_proto::local::{OpenImage, RecordTrace, TraceRun};
 
 use crate::layer::TestLayer;
-use crate::rig::{Cluster, Peer, runtime};
+use crate::rig::{Cluster, Peer, SEED_KEY, runtime};
 use crate::{SOON, blob_requests};
 
 struct Scheduler {
@@ -49,12 +49,21 @@ fn any() -> SocketAddr {
 }
 
 async fn join(cluster: &Cluster, scheduler: SocketAddr, name: &str, role: Role) -> Peer {
+    join_with(cluster, scheduler, name, |config| config.role = role).await
+}
+
+async fn join_with(
+    cluster: &Cluster,
+    scheduler: SocketAddr,
+    name: &str,
+    change: impl FnOnce(&mut Config),
+) -> Peer {
     let scheduled = move |config: &mut Config| {
         config.standalone = false;
         config.scheduler.address = scheduler.to_string();
-        config.role = role;
         config.fetch.background = false;
         config.fetch.origin_fallback_after = HumanDuration::from_secs(8);
+        change(config);
     };
     let peer = cluster.start_with(name, &[], scheduled).await;
     peer.wait_for_scheduler().await;
@@ -86,10 +95,51 @@ async fn two_nodes_without_a_seed_read_the_origin_once() {
     let layer = TestLayer::random(30, 50_000);
     let reference = layer.push(&registry);
     let (cluster, scheduler) = (Cluster::new(), Scheduler::start(any()).await);
-    let one = join(&cluster, scheduler.address, "one", Role::Node).await;
-    let two = join(&cluster, scheduler.address, "two", Role::Node).await;
+    let shared = |config: &mut Config| config.index_trust.signing_key = Secret::new(SEED_KEY);
+    let one = join_with(&cluster, scheduler.address, "one", shared).await;
+    let two = join_with(&cluster, scheduler.address, "two", shared).await;
     tokio::join!(one.assert_reads(&reference, &layer), two.assert_reads(&reference, &layer));
     assert_eq!(blob_requests(&registry), 1, "the origin lease");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_do_not_trust_each_other_read_the_origin_once_each_and_without_delay() {
+    let registry = FakeRegistry::start().await;
+    let layer = TestLayer::random(30, 50_000);
+    let reference = layer.push(&registry);
+    let (cluster, scheduler) = (Cluster::new(), Scheduler::start(any()).await);
+    let patient = |config: &mut Config| config.fetch.origin_fallback_after = HumanDuration::from_secs(600);
+    let one = join_with(&cluster, scheduler.address, "one", patient).await;
+    let two = join_with(&cluster, scheduler.address, "two", patient).await;
+    tokio::join!(one.assert_reads(&reference, &layer), two.assert_reads(&reference, &layer));
+    assert_eq!(blob_requests(&registry), 2, "as many as plain pulls");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_seed_dies_after_long_work_one_node_takes_over_and_the_others_follow() {
+    let registry = FakeRegistry::start().await;
+    let layer = TestLayer::random(100, 50_000);
+    let reference = layer.push(&registry);
+    registry.then([Turn::Stall(2_000_000)]);
+    let (cluster, scheduler) = (Cluster::new(), Scheduler::start(any()).await);
+    let seed = join(&cluster, scheduler.address, "seed", Role::Seed).await;
+    let patience = Duration::from_secs(1);
+    let trusting = |config: &mut Config| {
+        config.index_trust.signing_key = Secret::new(SEED_KEY);
+        config.fetch.origin_fallback_after = patience.into();
+    };
+    let one = join_with(&cluster, scheduler.address, "one", trusting).await;
+    let two = join_with(&cluster, scheduler.address, "two", trusting).await;
+    let (reading, read) = (std::time::Instant::now(), "d7y_peer_received_bytes_total{source=\"seed\"}");
+    let crash = async {
+        one.wait_for_metric(read, 1.0).await;
+        two.wait_for_metric(read, 1.0).await;
+        // Long after the patience of a node that gets nothing would be over, with a scheduler too.
+        tokio::time::sleep_until((reading + patience * 5).into()).await;
+        seed.crash().await;
+    };
+    tokio::join!(one.assert_reads(&reference, &layer), two.assert_reads(&reference, &layer), crash);
+    assert_eq!(blob_requests(&registry), 2, "the seed's read and one more");
 }
 
 #[tokio::test(flavor = "multi_thread")]

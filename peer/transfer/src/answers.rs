@@ -36,9 +36,18 @@ pub enum Event {
 /// What opening a layer at a parent yields.
 #[derive(Debug)]
 pub enum Opened {
-    Staged { number: u32, record: [u8; 40], frame: Bytes },
+    Staged {
+        number: u32,
+        record: [u8; 40],
+        frame: Bytes,
+    },
+    /// Nothing yet, but somebody is at it.
+    Working,
     Index(Bytes),
-    Failed { code: FailureCode, message: String },
+    Failed {
+        code: FailureCode,
+        message: String,
+    },
 }
 
 /// What was asked on a fetching connection and not answered yet; an answer to anything else ends the connection, so
@@ -161,6 +170,7 @@ impl Opening {
                 let frame = payload.slice(record.len()..);
                 Ok(Some(Opened::Staged { number: header.number, record, frame }))
             }
+            Kind::Working => Ok(Some(Opened::Working)),
             // A frame that the parent's disk lost is skipped: the chunk is fetched later.
             Kind::Missing => Ok(None),
             Kind::Index if self.index.len() + payload.len() > MAX_INDEX_BYTES => {

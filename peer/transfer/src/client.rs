@@ -129,6 +129,7 @@ fn lock(questions: &Mutex<Questions>) -> MutexGuard<'_, Questions> {
 #[derive(Debug)]
 pub struct OpenStream {
     address: SocketAddr,
+    peer_id: Arc<str>,
     reader: BufReader<OwnedReadHalf>,
     _writer: OwnedWriteHalf,
     opening: Opening,
@@ -141,14 +142,18 @@ impl OpenStream {
         layer: &LayerRef,
         timeout: Duration,
     ) -> Result<Self, ClientError> {
-        let (reader, mut writer, _) = greet(address, me, timeout).await?;
+        let (reader, mut writer, peer_id) = greet(address, me, timeout).await?;
         let payload = serde_json::to_vec(layer).expect("a layer reference is plain data");
         let open = frame(Header::new(Kind::Open, 0, 0, payload.len()), &payload);
         writer.write_all(&open).await.map_err(|error| ClientError::Wire(address, error.into()))?;
-        Ok(Self { address, reader, _writer: writer, opening: Opening::default() })
+        Ok(Self { address, peer_id, reader, _writer: writer, opening: Opening::default() })
     }
 
-    /// The next chunk, or the outcome. `idle` bounds the silence in between; after an error, or when cancelled, the
+    pub fn peer_id(&self) -> &Arc<str> {
+        &self.peer_id
+    }
+
+    /// The next chunk or sign of life, or the outcome. `idle` bounds the silence in between; after an error, or when cancelled, the
     /// stream is of no more use.
     pub async fn next(&mut self, idle: Duration) -> Result<Opened, ClientError> {
         let wire = |error| ClientError::Wire(self.address, error);

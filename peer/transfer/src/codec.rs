@@ -32,6 +32,8 @@ pub enum FailureCode {
     Corrupt = 4,
     /// The origin cannot be reached, or this peer cannot take the layer on now.
     Unavailable = 5,
+    /// The index is signed by a key that the asker does not trust.
+    Untrusted = 6,
 }
 
 impl FailureCode {
@@ -41,6 +43,7 @@ impl FailureCode {
             3 => Self::NotFound,
             4 => Self::Corrupt,
             5 => Self::Unavailable,
+            6 => Self::Untrusted,
             _ => Self::Internal,
         }
     }
@@ -61,12 +64,13 @@ pub(crate) enum Kind {
     Missing = 21,
     Holding = 22,
     Have = 23,
+    Working = 24,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
         use Kind::*;
-        [Hello, Open, Bind, Get, Staged, Index, IndexEnd, Failed, Frame, Missing, Holding, Have]
+        [Hello, Open, Bind, Get, Staged, Index, IndexEnd, Failed, Frame, Missing, Holding, Have, Working]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
     }

@@ -28,12 +28,21 @@ pub struct Region {
     pub length: u32,
 }
 
-/// What opening a layer yields, in this order: any number of chunks, then the index or a failure.
+/// What opening a layer yields: any number of chunks and signs of life, then the index or a failure.
 #[derive(Debug)]
 pub enum Opening {
-    Staged { number: u32, record: [u8; 40], region: Region },
+    Staged {
+        number: u32,
+        record: [u8; 40],
+        region: Region,
+    },
+    /// There is nothing to send for the moment, but the layer is being read.
+    Working,
     Index(Bytes),
-    Failed { code: FailureCode, message: String },
+    Failed {
+        code: FailureCode,
+        message: String,
+    },
 }
 
 /// What a peer holds of a layer, now and from now on.
@@ -45,8 +54,9 @@ pub struct Holding {
 
 /// The content behind a server.
 pub trait Provider: Send + Sync + 'static {
-    /// Starts or joins the work that yields the layer's index; dropping the receiver says that nobody asks any more.
-    fn open(&self, layer: LayerRef) -> mpsc::Receiver<Opening>;
+    /// Starts or joins the work that yields the layer's index, for the peer of this id; dropping the receiver says that
+    /// nobody asks any more.
+    fn open(&self, layer: LayerRef, asker: &str) -> mpsc::Receiver<Opening>;
     /// Where the frame of a chunk lies, at most [`MAX_PAYLOAD_BYTES`](crate::MAX_PAYLOAD_BYTES); nothing when it is not here.
     fn frame(&self, layer: Sha256Digest, number: u32) -> Option<Region>;
     /// Nothing when the layer is unknown.
@@ -130,13 +140,14 @@ async fn serve_connection<P: Provider>(
     let (reader, mut writer) = socket.into_split();
     let mut reader = BufReader::new(reader);
     let hello = tokio::time::timeout(limits.hello, read_hello(&mut reader)).await;
-    let (_, version) = hello.map_err(|_| WireError::Protocol("no hello in time"))??;
+    let (asker, version) = hello.map_err(|_| WireError::Protocol("no hello in time"))??;
     // A client of another version learns from the answer why it is not served.
     send_hello(&mut writer, &provider.peer_id()).await?;
     check_version(version)?;
     let (lanes, receivers) = lanes();
     let sending = write_lanes(receivers, writer, provider.clone(), limits.stall);
-    let connection = Connection { provider, lanes, binds: HashMap::new(), tasks: JoinSet::new() };
+    let asker = String::from_utf8_lossy(&asker).into_owned();
+    let connection = Connection { provider, asker, lanes, binds: HashMap::new(), tasks: JoinSet::new() };
     // Whichever half ends first ends the other: dropping the connection aborts its tasks.
     tokio::select! {
         result = connection.read_requests(reader) => result,
@@ -146,6 +157,8 @@ async fn serve_connection<P: Provider>(
 
 struct Connection<P> {
     provider: Arc<P>,
+    /// The client's peer id, as it says.
+    asker: String,
     lanes: Lanes,
     binds: HashMap<u32, Bound>,
     tasks: JoinSet<()>,
@@ -183,7 +196,7 @@ impl<P: Provider> Connection<P> {
             return Err(WireError::Protocol("an open on a fetching connection"));
         }
         let forwarding = async {
-            forward_opening(self.provider.open(layer), &self.lanes, stream).await;
+            forward_opening(self.provider.open(layer, &self.asker), &self.lanes, stream).await;
             // The client closes when it has read all of it.
             std::future::pending::<()>().await;
         };
@@ -250,6 +263,11 @@ async fn forward_opening(mut openings: mpsc::Receiver<Opening>, lanes: &Lanes, s
                 let header = Header::new(Kind::Staged, stream, number, length);
                 let prefix = Bytes::copy_from_slice(&record);
                 if !lanes.send_stored(Lane::Background, header, prefix, region).await {
+                    return;
+                }
+            }
+            Opening::Working => {
+                if !lanes.send(Lane::Demand, Header::new(Kind::Working, stream, 0, 0), &[]).await {
                     return;
                 }
             }

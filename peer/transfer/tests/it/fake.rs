@@ -25,7 +25,8 @@ pub const FRAME_BYTES: u32 = 64 << 10;
 pub struct Fake {
     pub chunks: u32,
     pub openings: Mutex<Option<mpsc::Receiver<Opening>>>,
-    pub opened: watch::Sender<Option<LayerRef>>,
+    /// What was opened, and by whom.
+    pub opened: watch::Sender<Option<(LayerRef, String)>>,
     /// Bits of layers that are known.
     pub held: Mutex<HashMap<Sha256Digest, Vec<u8>>>,
     pub news: broadcast::Sender<u32>,
@@ -71,8 +72,8 @@ impl Fake {
 }
 
 impl Provider for Fake {
-    fn open(&self, layer: LayerRef) -> mpsc::Receiver<Opening> {
-        self.opened.send_replace(Some(layer));
+    fn open(&self, layer: LayerRef, asker: &str) -> mpsc::Receiver<Opening> {
+        self.opened.send_replace(Some((layer, asker.to_owned())));
         self.openings.lock().unwrap().take().unwrap_or_else(|| mpsc::channel(1).1)
     }
 

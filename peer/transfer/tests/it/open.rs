@@ -34,7 +34,8 @@ async fn an_opening_yields_chunks_in_order_and_then_the_index() {
         Opened::Index(index) => assert_eq!(index, sealed),
         other => panic!("{other:?}"),
     }
-    assert_eq!(fake.opened.borrow().clone(), Some(reference()));
+    assert_eq!(fake.opened.borrow().clone(), Some((reference(), "node-1".to_owned())));
+    assert_eq!(&**stream.peer_id(), "seed-1");
 }
 
 #[tokio::test]
@@ -85,6 +86,19 @@ async fn a_staged_chunk_that_the_disk_lost_is_left_out() {
 }
 
 #[tokio::test]
+async fn who_has_nothing_to_send_can_say_that_it_is_at_work() {
+    let fake = Fake::new(1);
+    let openings = fake.will_open();
+    let server = start(&fake, ServerLimits::default()).await;
+    let mut stream = open(&server).await;
+    for _ in 0..2 {
+        openings.send(Opening::Working).await.unwrap();
+        let opened = stream.next(PATIENCE).await.unwrap();
+        assert!(matches!(opened, Opened::Working), "{opened:?}");
+    }
+}
+
+#[tokio::test]
 async fn failures_arrive_with_their_code() {
     let codes = [
         FailureCode::Internal,
@@ -92,6 +106,7 @@ async fn failures_arrive_with_their_code() {
         FailureCode::NotFound,
         FailureCode::Corrupt,
         FailureCode::Unavailable,
+        FailureCode::Untrusted,
     ];
     let fake = Fake::new(1);
     let server = start(&fake, ServerLimits::default()).await;
