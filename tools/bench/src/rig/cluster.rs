@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use d7y_image::IndexSigner;
 use d7y_peer_client::LocalClient;
 
 use super::config::{self, PeerRole};
@@ -40,11 +41,13 @@ impl Cluster {
         let registry = Registry::start(lab)?;
         let seed = lab.host("seed", seed)?;
         let host = lab.host("scheduler", Link(None))?;
+        let signing_key = hex::encode(random_bytes::<32>()?);
         let shared = config::Shared {
             registry: registry.name().to_owned(),
             scheduler: SocketAddr::new(host.address.into(), config::SCHEDULER_PORT),
             seed: SocketAddr::new(seed.address.into(), config::TRANSFER_PORT),
-            signing_key: hex::encode(random_bytes::<32>()?),
+            public_key: hex::encode(IndexSigner::from_hex(&signing_key)?.public_key()),
+            signing_key,
         };
         let health = SocketAddr::new(host.address.into(), config::SCHEDULER_STATUS_PORT);
         let scheduler = Plan {

@@ -70,8 +70,10 @@ pub struct Shared {
     pub scheduler: SocketAddr,
     /// The seed peer's piece protocol.
     pub seed: SocketAddr,
-    /// 32 bytes in hex: all peers of the lab sign and trust with one key.
+    /// What the seed signs with, 32 bytes in hex. Nodes make their own keys, as with the README's configuration.
     pub signing_key: String,
+    /// What nodes trust.
+    pub public_key: String,
 }
 
 pub fn scheduler(server: SocketAddr, status: SocketAddr) -> String {
@@ -99,11 +101,11 @@ impl Peer<'_> {
 
     pub fn text(&self, shared: &Shared) -> String {
         let Self { name, dir, address, role } = self;
-        let Shared { registry, scheduler, seed, signing_key } = shared;
+        let Shared { registry, scheduler, seed, signing_key, public_key } = shared;
         let dir = dir.display();
-        let (role, seeds) = match role {
-            PeerRole::Seed => ("seed", String::new()),
-            PeerRole::Node => ("node", format!("\"{seed}\"")),
+        let (role, seeds, keys) = match role {
+            PeerRole::Seed => ("seed", String::new(), format!("signingKey: \"{signing_key}\"")),
+            PeerRole::Node => ("node", format!("\"{seed}\""), format!("publicKeys: [\"{public_key}\"]")),
         };
         format!(
             r#"peerId: {name}
@@ -124,7 +126,7 @@ origin:
     - host: {registry}
       scheme: http
 indexTrust:
-  signingKey: "{signing_key}"
+  {keys}
 "#
         )
     }
