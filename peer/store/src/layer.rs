@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use d7y_image::{Chunk, Codec, LayerIndex, TrustError};
+use d7y_image::{Chunk, Codec, open_unchanged};
 use d7y_types::{ByteRange, LayerRef, Sha256Digest};
 
 use crate::bitmap::Bitmap;
@@ -50,7 +50,7 @@ impl Layer {
     pub(crate) fn open(directory: &Path, boot: &str) -> Result<Self, StoreError> {
         let at = |name: &str| directory.join(name);
         let sealed = fs::read(at("index")).map_err(StoreError::io(at("index")))?;
-        let index = LayerIndex::decode(&sealed).map_err(TrustError::from)?;
+        let index = open_unchanged(&sealed)?;
         let reference = fs::read(at("reference.json")).map_err(StoreError::io(at("reference.json")))?;
         let reference = serde_json::from_slice(&reference)
             .map_err(|_| StoreError::Damaged { path: at("reference.json"), problem: "not a reference" })?;

@@ -201,18 +201,25 @@ fn a_store_in_use_or_of_another_version_is_refused() {
     assert!(matches!(Store::open(again), Err(StoreError::Version { .. })));
 }
 
+/// Whatever bit it is: a mode, a size, the hash of a chunk.
 #[test]
 fn a_layer_with_a_damaged_index_is_dropped_and_the_rest_kept() {
-    let directory = tempfile::tempdir().unwrap();
-    let (good, bad) = (fixture(1), fixture(20));
-    let store = open(directory.path(), 1 << 30);
-    commit(&store, &good, 4);
-    let broken = commit(&store, &bad, 4).paths().index;
-    drop(store);
-    fs::write(broken, "garbage").unwrap();
-    let store = open(directory.path(), 1 << 30);
-    assert!(store.layer(good.reference.digest).is_some());
-    assert!(store.layer(bad.reference.digest).is_none());
+    let good = fixture(1);
+    let bad = fixture(20);
+    let places = [0, 150, bad.sealed.len() - 200, bad.sealed.len() - 97, bad.sealed.len() - 1];
+    for at in places {
+        let directory = tempfile::tempdir().unwrap();
+        let store = open(directory.path(), 1 << 30);
+        commit(&store, &good, 4);
+        let broken = commit(&store, &bad, 4).paths().index;
+        drop(store);
+        let mut sealed = bad.sealed.clone();
+        sealed[at] ^= 1;
+        fs::write(broken, sealed).unwrap();
+        let store = open(directory.path(), 1 << 30);
+        assert!(store.layer(good.reference.digest).is_some());
+        assert!(store.layer(bad.reference.digest).is_none(), "a flip at {at} went unseen");
+    }
 }
 
 /// Such a record is 40 bytes from a peer; the memory would be this node's.

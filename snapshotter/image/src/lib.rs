@@ -23,4 +23,4 @@ pub use tar::{
     Entry, EntryKind, Extent, MAX_EXTENSION_BYTES, MAX_PATH_BYTES, MAX_SPARSE_EXTENTS, TarError, TarReader,
 };
 pub use tree::{MAX_NAME_BYTES, MODE_MASK, Node, NodeId, NodeKind, Tree, TreeError};
-pub use trust::{IndexSigner, TrustError, TrustedKeys};
+pub use trust::{IndexSigner, TrustError, TrustedKeys, open_unchanged};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use d7y_image::{IndexError, LayerIndex, MAX_INDEX_BYTES};
+use d7y_image::{LayerIndex, MAX_INDEX_BYTES, TrustError, open_unchanged};
 use d7y_peer_client::{ClientError, Link, LocalClient};
 use d7y_proto::local::LayerOpened;
 use d7y_types::{ByteRange, LayerRef, Sha256Digest};
@@ -34,8 +34,10 @@ pub enum DeviceError {
     Peer { layer: Sha256Digest, source: ClientError },
     #[error("cannot read what the peer keeps of layer {layer} at {path}")]
     File { layer: Sha256Digest, path: String, source: io::Error },
-    #[error("the peer's index of layer {layer} is malformed")]
-    Index { layer: Sha256Digest, source: IndexError },
+    #[error(
+        "the peer's index of layer {layer} is not as it was signed; restart d7y-peer to have it fetched anew"
+    )]
+    Index { layer: Sha256Digest, source: TrustError },
     #[error("the peer's index is of layer {found}, not of {layer}")]
     OtherLayer { layer: Sha256Digest, found: Sha256Digest },
     #[error("the peer did not answer in time to open layer {layer}; is d7y-peer running?")]
@@ -191,7 +193,7 @@ fn load(layer: Sha256Digest, link: Link, opened: &LayerOpened) -> Result<(Device
         path: opened.index_path.clone(),
         source,
     })?;
-    let index = LayerIndex::decode(&sealed).map_err(|source| DeviceError::Index { layer, source })?;
+    let index = open_unchanged(&sealed).map_err(|source| DeviceError::Index { layer, source })?;
     if index.layer != layer {
         return Err(DeviceError::OtherLayer { layer, found: index.layer });
     }
@@ -224,4 +226,39 @@ fn layout(index: &LayerIndex) -> Sha256Digest {
     }
     hash.update(&index.bootstrap);
     Sha256Digest(hash.finalize().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use d7y_image::IndexSigner;
+
+    use super::*;
+
+    #[test]
+    fn an_index_that_is_not_as_it_was_signed_is_not_used() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+        let layer = Sha256Digest([3; 32]);
+        let index = LayerIndex {
+            layer,
+            diff_id: Sha256Digest([4; 32]),
+            chunks: Vec::new(),
+            implied: Vec::new(),
+            bootstrap: vec![5; 4096],
+        };
+        let sealed = IndexSigner::from_hex(&"1".repeat(64)).unwrap().seal(&index).unwrap();
+        let opened =
+            LayerOpened { index_path: path("index"), device_path: path("device"), bitmap_path: path("bits") };
+        std::fs::write(&opened.device_path, "").unwrap();
+        std::fs::write(&opened.bitmap_path, "").unwrap();
+        std::fs::write(&opened.index_path, &sealed).unwrap();
+        assert_eq!(load(layer, Link::Down, &opened).unwrap().1, index);
+        for at in 0..sealed.len() {
+            let mut bad = sealed.clone();
+            bad[at] ^= 1;
+            std::fs::write(&opened.index_path, bad).unwrap();
+            let found = load(layer, Link::Down, &opened);
+            assert!(matches!(found, Err(DeviceError::Index { .. })), "a flip at {at} went unseen");
+        }
+    }
 }
