@@ -1,4 +1,5 @@
-//! Metrics and health over HTTP: `GET /metrics` (OpenMetrics text) and `GET /healthy`.
+//! Metrics and health over HTTP: `GET /metrics` (OpenMetrics text), `GET /healthy`, and what a daemon has to tell
+//! people as JSON documents.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -16,6 +17,7 @@ use parking_lot::Mutex;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::info::Info;
 pub use prometheus_client::registry::Registry;
+use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
@@ -68,17 +70,46 @@ pub fn registry(name: DaemonName, version: &'static str) -> Registry {
     registry
 }
 
+/// JSON documents served beside the metrics, each made anew for every request, on a thread that may block.
+#[derive(Clone, Default)]
+pub struct Views(BTreeMap<&'static str, View>);
+
+type View = Arc<dyn Fn() -> serde_json::Result<Vec<u8>> + Send + Sync>;
+
+impl Views {
+    pub fn with<T: Serialize>(
+        mut self,
+        path: &'static str,
+        view: impl Fn() -> T + Send + Sync + 'static,
+    ) -> Self {
+        self.0.insert(path, Arc::new(move || serde_json::to_vec(&view())));
+        self
+    }
+}
+
 struct Server {
     registry: Arc<Registry>,
     health: Health,
+    views: Views,
     shutdown: Shutdown,
     tasks: Tasks,
 }
 
 /// Serves metrics and health on every listener until tasks are told to stop, the drain included.
 pub fn serve(tasks: &Tasks, listeners: Vec<TcpListener>, registry: Arc<Registry>, health: Health) {
-    let server =
-        Arc::new(Server { registry, health, shutdown: tasks.shutdown().clone(), tasks: tasks.clone() });
+    serve_views(tasks, listeners, registry, health, Views::default());
+}
+
+/// As [`serve`], with documents of the daemon's own.
+pub fn serve_views(
+    tasks: &Tasks,
+    listeners: Vec<TcpListener>,
+    registry: Arc<Registry>,
+    health: Health,
+    views: Views,
+) {
+    let (shutdown, tasks) = (tasks.shutdown().clone(), tasks.clone());
+    let server = Arc::new(Server { registry, health, views, shutdown, tasks: tasks.clone() });
     for listener in listeners {
         let server = server.clone();
         let stopping = tasks.shutdown().stopping();
@@ -112,9 +143,9 @@ impl Server {
     }
 
     async fn connection(self: Arc<Self>, stream: TcpStream) {
-        let service = service_fn(|request| {
-            let response = self.answer(&request);
-            async move { Ok::<_, Infallible>(response) }
+        let service = service_fn(|request| async {
+            let request = request;
+            Ok::<_, Infallible>(self.answer(&request).await)
         });
         let served = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -127,13 +158,23 @@ impl Server {
         }
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        match (request.method(), request.uri().path()) {
-            (&Method::GET, "/metrics") => self.metrics(),
-            (&Method::GET, "/healthy") => self.healthy(),
-            (_, "/metrics" | "/healthy") => text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n"),
-            _ => text(StatusCode::NOT_FOUND, "only /metrics and /healthy are served here\n"),
+    async fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let path = request.uri().path();
+        match (request.method(), path, self.views.0.get(path)) {
+            (&Method::GET, "/metrics", _) => self.metrics(),
+            (&Method::GET, "/healthy", _) => self.healthy(),
+            (&Method::GET, _, Some(view)) => document(view.clone()).await,
+            (_, "/metrics" | "/healthy", _) | (_, _, Some(_)) => {
+                text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n")
+            }
+            _ => text(StatusCode::NOT_FOUND, self.not_here()),
         }
+    }
+
+    fn not_here(&self) -> String {
+        let paths: Vec<_> =
+            ["/metrics", "/healthy"].into_iter().chain(self.views.0.keys().copied()).collect();
+        format!("only these are served here: {}\n", paths.join(", "))
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
@@ -162,4 +203,17 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     response
+}
+
+async fn document(view: View) -> Response<Full<Bytes>> {
+    match tokio::task::spawn_blocking(move || view()).await {
+        Ok(Ok(body)) => {
+            let mut response = text(StatusCode::OK, body);
+            response
+                .headers_mut()
+                .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+            response
+        }
+        _ => text(StatusCode::INTERNAL_SERVER_ERROR, "the document could not be made\n"),
+    }
 }

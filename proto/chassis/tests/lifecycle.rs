@@ -126,12 +126,15 @@ async fn metrics_and_health_answer_until_the_tasks_stop() {
     let address = listener.local_addr().unwrap();
     let registry = metrics::registry(DaemonName::new("d7y-test"), "1.2.3");
     let health = Health::new();
-    metrics::serve(&tasks, vec![listener], Arc::new(registry), health.clone());
+    let views = metrics::Views::default().with("/answers", || [42]);
+    metrics::serve_views(&tasks, vec![listener], Arc::new(registry), health.clone(), views);
     let table = [
         ("GET /metrics", "200 OK", "d7y_test_build_info{version=\"1.2.3\"} 1"),
         ("GET /metrics", "200 OK", "# EOF"),
         ("GET /healthy", "200 OK", "ok"),
-        ("GET /", "404 Not Found", "/metrics"),
+        ("GET /answers", "200 OK", "[42]"),
+        ("POST /answers", "405 Method Not Allowed", ""),
+        ("GET /", "404 Not Found", "/metrics, /healthy, /answers"),
         ("POST /metrics", "405 Method Not Allowed", ""),
     ];
     for (request, status, body) in table {
