@@ -202,8 +202,8 @@ impl Layer {
 
     /// Refuses files that end before the data that they should hold.
     fn check_lengths(&self) -> Result<(), StoreError> {
-        let last = (0..self.pack_bits.len()).rev().find(|n| self.pack_bits.get(*n));
-        let last = last.map(|n| &self.chunks[n as usize]);
+        let claimed = |n: &u32| self.pack_bits.get(*n) && self.chunks[*n as usize].codec != Codec::Zero;
+        let last = (0..self.pack_bits.len()).rev().find(claimed).map(|n| &self.chunks[n as usize]);
         let pack_bytes = last.map_or(0, |chunk| chunk.pack_offset + u64::from(chunk.frame_bytes));
         for (name, file, least) in
             [("device", &self.device, self.device_bytes), ("pack", &self.pack, pack_bytes)]

@@ -60,6 +60,16 @@ fn a_staged_chunk_that_the_index_does_not_confirm_is_not_readable() {
     assert!(!layer.readable().get(1));
 }
 
+/// Chunks of zeros count as here, whatever the pack's length.
+#[test]
+fn a_layer_of_which_only_the_index_is_here_survives_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let fixture = fixture(1);
+    drop(commit(&open(directory.path(), 1 << 30), &fixture, 0));
+    let store = open(directory.path(), 1 << 30);
+    assert!(store.layer(fixture.reference.digest).is_some());
+}
+
 /// As when an upstream goes on with another builder, or lies: each record fits its own frame, the index is genuine.
 #[test]
 fn staged_bytes_do_not_show_where_the_index_says_zeros() {
