@@ -7,10 +7,11 @@ use anyhow::Context;
 use d7y_chassis::daemon::{Daemon, DaemonName, Shorthand};
 use d7y_chassis::listen;
 use d7y_chassis::metrics::{self, Health};
+use d7y_chassis::obstacle::{self, Obstacle};
 use d7y_chassis::tasks::{OnEnd, Tasks};
 use d7y_origin::Origin;
 use d7y_proto::scheduler::{self, Announce};
-use d7y_store::{Store, StoreOptions};
+use d7y_store::{Store, StoreError, StoreOptions};
 use d7y_transfer::ServerLimits;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use parking_lot::Mutex;
@@ -41,6 +42,8 @@ pub const DAEMON: Daemon = Daemon {
     }],
 };
 
+/// The configuration key of the store's place.
+const STORE: &str = "store.directory";
 /// How often the store's size is looked at for metrics and the alarm.
 const STORE_WATCH: Duration = Duration::from_secs(2);
 /// How long the disk has to take every chunk before the alarm is over: reads come in bursts, and each is not an alarm
@@ -144,8 +147,9 @@ struct Sockets {
 }
 
 async fn bind(config: &Config) -> anyhow::Result<Sockets> {
-    let transfer = listen::bind(config.transfer.listen, "transfer.listen").await?;
+    // First the socket that only another peer of this node answers on: "runs already" says more than "port taken".
     let local = listen::bind_unix(&config.local.socket, "local.socket")?;
+    let transfer = listen::bind(config.transfer.listen, "transfer.listen").await?;
     let mut observability = Vec::new();
     for address in &config.observability.listen {
         observability.push(listen::bind(*address, "observability.listen").await?);
@@ -175,8 +179,20 @@ async fn open_store(config: &Config) -> anyhow::Result<Arc<Store>> {
         limit_bytes: config.store.limit.as_u64(),
         devices: config.role == Role::Node,
     };
-    let store = tokio::task::spawn_blocking(move || Store::open(options)).await??;
-    Ok(Arc::new(store))
+    let opened = tokio::task::spawn_blocking(move || {
+        obstacle::writable_directory(&options.directory, STORE)?;
+        Store::open(options).map_err(store_obstacle)
+    });
+    Ok(Arc::new(opened.await??))
+}
+
+fn store_obstacle(error: StoreError) -> anyhow::Error {
+    match error {
+        StoreError::Locked(path) => Obstacle::Twice { path, key: STORE }.into(),
+        StoreError::Io { path, source } => Obstacle::Directory { path, key: STORE, source }.into(),
+        StoreError::Version { path, found, expected } => Obstacle::Version { path, found, expected }.into(),
+        other => other.into(),
+    }
 }
 
 fn directory_config(config: &Config, peer_id: &str, transfer: SocketAddr) -> DirectoryConfig {

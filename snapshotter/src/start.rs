@@ -9,6 +9,7 @@ use d7y_chassis::Notifier;
 use d7y_chassis::daemon::{Daemon, DaemonName};
 use d7y_chassis::listen;
 use d7y_chassis::metrics::{self, Health};
+use d7y_chassis::obstacle::{self, Obstacle};
 use d7y_chassis::tasks::{OnEnd, Tasks};
 use d7y_fuse::{Session, inherited};
 use d7y_peer_client::{Link, LocalClient};
@@ -25,7 +26,7 @@ use crate::config::Config;
 use crate::layers::{
     Connection, FUSE_DESCRIPTOR, Failures, LayerFilesystem, Layers, LayersParts, Reader, Registry,
 };
-use crate::meta::Store;
+use crate::meta::{MetaError, Store};
 use crate::metrics::Metrics;
 use crate::place::Place;
 use crate::resolve::{ContainerdContent, Resolver};
@@ -40,6 +41,8 @@ pub const DAEMON: Daemon = Daemon {
     shorthands: &[],
 };
 
+/// Of everything in rootDirectory.
+const FORMAT_VERSION: u32 = 1;
 /// Requests of one connection at once: containerd sends all of a node's over one.
 const MAX_CONCURRENT_REQUESTS: u32 = 1024;
 /// How long handing a descriptor to the peer may take before it is tried again.
@@ -61,6 +64,9 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<()> {
     own_metrics.register(&mut registry);
     let health = Health::new();
 
+    obstacle::writable_directory(&config.root_directory, "rootDirectory")?;
+    obstacle::writable_directory(&config.run_directory, "runDirectory")?;
+    obstacle::same_format(&config.root_directory, "rootDirectory", FORMAT_VERSION)?;
     let place = Place::create(&config.root_directory, &config.run_directory)
         .context("cannot make rootDirectory or runDirectory")?;
     let peer = LocalClient::new(&config.peer.socket);
@@ -94,7 +100,7 @@ async fn take_over(
     peer: &LocalClient,
     metrics: Metrics,
 ) -> anyhow::Result<(Arc<Snapshotter>, Arc<Session>)> {
-    let store = Arc::new(Store::open(&place.database()).context("cannot open the snapshot database")?);
+    let store = Arc::new(Store::open(&place.database()).map_err(|error| database_obstacle(error, config))?);
     let registry = Registry::open(store.database()).context("cannot open the snapshot database")?;
     let recorder = Arc::new(Recorder::default());
     let filesystem = Arc::new(LayerFilesystem::new(Arc::new(Reader {
@@ -151,6 +157,15 @@ fn keep_at_service_manager(session: &Session, is_new: bool) {
         // Of one that it keeps already the manager takes no second.
         Ok(descriptor) => manager.store_descriptor(FUSE_DESCRIPTOR, descriptor.as_fd()),
         Err(error) => tracing::warn!(%error, "the service manager does not keep the FUSE descriptor"),
+    }
+}
+
+fn database_obstacle(error: MetaError, config: &Config) -> anyhow::Error {
+    match error {
+        MetaError::Database(redb::Error::DatabaseAlreadyOpen) => {
+            Obstacle::Twice { path: config.root_directory.clone(), key: "rootDirectory" }.into()
+        }
+        other => anyhow::Error::from(other).context("cannot open the snapshot database"),
     }
 }
 

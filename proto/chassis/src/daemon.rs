@@ -8,15 +8,22 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::config::{self, Assignment, ConfigError, DaemonArgs, Validate};
+use crate::config::{self, Assignment, ConfigError, DaemonArgs, Loaded, Validate};
 use crate::listen::BindError;
 use crate::notify::Notifier;
+use crate::obstacle::Obstacle;
 use crate::shutdown::{Shutdown, ShutdownConfig};
 use crate::tasks::Tasks;
 use crate::telemetry::{self, LogConfig};
 
+/// sysexits.h: what lies on disk is not what this program writes.
+const EX_DATAERR: u8 = 65;
 /// sysexits.h: a service that is needed is not available, such as a port that is taken.
 const EX_UNAVAILABLE: u8 = 69;
+/// sysexits.h: a directory that is needed cannot be made or written.
+const EX_CANTCREAT: u8 = 73;
+/// sysexits.h: try again later, when the one that runs already has ended.
+const EX_TEMPFAIL: u8 = 75;
 /// sysexits.h: something is wrong with the configuration.
 const EX_CONFIG: u8 = 78;
 /// How long blocking work (hashing, fsync) may hold the process after everything else has ended.
@@ -70,8 +77,9 @@ impl Daemon {
     /// Runs the daemon to its end. `start` binds every socket, spawns the tasks and returns; the daemon then
     /// serves until a signal or a fatal task.
     ///
-    /// Exit codes: 0 after an orderly stop, 78 for a faulty configuration, 69 when a socket is taken, 1 for
-    /// any other failure, 130 or 143 for a second signal.
+    /// Exit codes: 0 after an orderly stop, 78 for a faulty configuration, 75 when the daemon runs already, 73 for a
+    /// directory that cannot be used, 69 for an address that cannot be had, 65 for data of another version, 1 for any
+    /// other failure, 130 or 143 for a second signal.
     pub fn main<C, F, Fut>(self, start: F) -> ExitCode
     where
         C: DaemonConfig,
@@ -79,8 +87,8 @@ impl Daemon {
         Fut: Future<Output = anyhow::Result<()>>,
     {
         let args = self.parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
-        let config: C = match config::load(self.name, &args) {
-            Ok(config) => config,
+        let loaded: Loaded<C> = match config::load(self.name, &args) {
+            Ok(loaded) => loaded,
             Err(error) => return self.refuse(&error.into()),
         };
         if args.check_config {
@@ -88,8 +96,9 @@ impl Daemon {
             return ExitCode::SUCCESS;
         }
         if args.print_config {
-            return self.print(&config);
+            return self.print(&loaded);
         }
+        let config = loaded.config;
         if let Err(error) = telemetry::init(config.log()) {
             return self.refuse(&error.into());
         }
@@ -153,8 +162,8 @@ impl Daemon {
         served
     }
 
-    fn print<C: Serialize>(self, config: &C) -> ExitCode {
-        match serde_saphyr::to_string(config) {
+    fn print<C: Serialize>(self, loaded: &Loaded<C>) -> ExitCode {
+        match loaded.to_yaml() {
             Ok(yaml) => {
                 print!("{yaml}");
                 ExitCode::SUCCESS
@@ -170,12 +179,23 @@ impl Daemon {
 }
 
 fn exit_code(error: &anyhow::Error) -> ExitCode {
-    let any = |found: fn(&(dyn std::error::Error + 'static)) -> bool| error.chain().any(found);
-    if any(|cause| cause.is::<ConfigError>()) {
-        ExitCode::from(EX_CONFIG)
-    } else if any(|cause| cause.is::<BindError>()) {
-        ExitCode::from(EX_UNAVAILABLE)
-    } else {
-        ExitCode::FAILURE
+    ExitCode::from(error.chain().find_map(known_code).unwrap_or(1))
+}
+
+fn known_code(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
+    if cause.is::<ConfigError>() {
+        return Some(EX_CONFIG);
     }
+    if let Some(obstacle) = cause.downcast_ref::<Obstacle>() {
+        return Some(match obstacle {
+            Obstacle::Twice { .. } => EX_TEMPFAIL,
+            Obstacle::Directory { .. } => EX_CANTCREAT,
+            Obstacle::Version { .. } => EX_DATAERR,
+        });
+    }
+    Some(match cause.downcast_ref::<BindError>()? {
+        BindError::Alive { .. } => EX_TEMPFAIL,
+        BindError::Tcp { .. } | BindError::NotASocket { .. } => EX_UNAVAILABLE,
+        BindError::Unix { .. } => EX_CANTCREAT,
+    })
 }

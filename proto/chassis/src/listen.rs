@@ -13,7 +13,7 @@ pub enum BindError {
     #[error("cannot listen on {} (configuration key {key}): {}", path.display(), advice(.source))]
     Unix { path: PathBuf, key: &'static str, source: io::Error },
     #[error(
-        "cannot listen on {} (configuration key {key}): a running process answers there; stop it or set another path",
+        "cannot listen on {} (configuration key {key}): the daemon runs already and answers there; stop it or set another path",
         path.display()
     )]
     Alive { path: PathBuf, key: &'static str },
@@ -66,6 +66,9 @@ fn advice(error: &io::Error) -> &'static str {
         io::ErrorKind::AddrInUse => "the address is taken; stop its owner or set another one",
         io::ErrorKind::AddrNotAvailable => "this host has no such address; set one it has, or 0.0.0.0",
         io::ErrorKind::PermissionDenied => "not permitted; run as root or set another one",
+        io::ErrorKind::ReadOnlyFilesystem => "its file system is read-only; set another path",
+        io::ErrorKind::NotADirectory => "a part of the path is no directory; set another path",
+        io::ErrorKind::InvalidInput => "the path is too long for a socket (107 bytes); set a shorter one",
         _ => "the system refused",
     }
 }

@@ -158,3 +158,47 @@ async fn metrics_and_health_answer_until_the_tasks_stop() {
     tokio::time::timeout(PATIENCE, finishing).await.unwrap().unwrap().unwrap();
     assert!(TcpStream::connect(address).await.is_err(), "closed after the stop");
 }
+
+/// Not a test of its own: the process that `a_second_signal_ends_the_process_at_once` starts.
+#[test]
+fn draining_for_ever() {
+    if std::env::var_os("D7Y_TEST_DRAIN").is_none() {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let tasks = tasks(3_600_000, 3_600_000);
+        let _in_flight = tasks.shutdown().drain_guard();
+        let (signals, closing) = (tasks.shutdown().on_signals().unwrap(), tasks.shutdown().closing());
+        tokio::spawn(signals);
+        eprintln!("serving");
+        closing.cancelled().await;
+        eprintln!("draining");
+        tasks.finish().await.unwrap();
+    });
+}
+
+#[test]
+fn a_second_signal_ends_the_process_at_once() {
+    use std::io::{BufRead, BufReader};
+
+    for (second, code) in [("TERM", 143), ("INT", 130)] {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["draining_for_ever", "--exact", "--nocapture"])
+            .env("D7Y_TEST_DRAIN", "1")
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut after = |words: &str, name: &str| {
+            assert!(lines.any(|line| line.unwrap() == words), "{words:?} was never said");
+            let pid = child.id().to_string();
+            let sent = std::process::Command::new("kill").args(["-s", name, &pid]).status().unwrap();
+            assert!(sent.success());
+        };
+        after("serving", "TERM");
+        after("draining", second);
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+    }
+}

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::overlay::{Override, Source};
+use super::overlay::{Given, Override, Source};
 
 /// The command line that all daemons share.
 #[derive(Debug, Clone, Default, Args)]
@@ -13,7 +13,7 @@ pub struct DaemonArgs {
     /// Check the configuration, print "ok" or every fault (exit code 78), and stop
     #[arg(long)]
     pub check_config: bool,
-    /// Print the effective configuration as YAML, secrets masked, and stop
+    /// Print the effective configuration as YAML, secrets masked, each value with where it comes from, and stop
     #[arg(long)]
     pub print_config: bool,
     /// Set one key, over the file and the environment; may be given many times
@@ -32,10 +32,10 @@ pub struct Assignment {
 }
 
 impl DaemonArgs {
-    pub(super) fn overrides(&self) -> Vec<Override> {
+    pub(super) fn overrides(&self) -> Vec<Override<'static>> {
         let set = |key: &str, value: &str, flag: String| Override {
             path: key.split('.').map(str::to_owned).collect(),
-            value: value.to_owned(),
+            given: Given::Text(value.to_owned()),
             source: Source::Flag(flag),
         };
         let mut overrides: Vec<_> = self

@@ -6,19 +6,24 @@
 mod args;
 mod fault;
 mod overlay;
+mod print;
+mod tree;
 mod values;
 
 use std::fs;
 use std::path::PathBuf;
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use args::{Assignment, DaemonArgs};
 pub use fault::{Fault, Validate};
+pub use overlay::Origins;
 pub use values::{ByteSize, HumanDuration, Secret};
 
 use crate::daemon::DaemonName;
-use overlay::Override;
+use overlay::Applied;
+use tree::Tree;
 
 /// The largest configuration file that is read, in bytes; anything bigger is a mistaken path.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -35,11 +40,22 @@ pub enum ConfigError {
     Faults(Vec<Fault>),
 }
 
+/// A sound configuration, and who has set what in it.
+#[derive(Debug)]
+pub struct Loaded<T> {
+    pub config: T,
+    pub origins: Origins,
+}
+
+impl<T: Serialize> Loaded<T> {
+    /// As YAML, secrets masked, each value with where it comes from.
+    pub fn to_yaml(&self) -> Result<String, serde_json::Error> {
+        print::annotated(&self.config, &self.origins)
+    }
+}
+
 /// Reads, merges and validates a daemon's configuration.
-///
-/// The file is first parsed strictly into `T`, so that its errors carry line, column and the keys allowed
-/// there; the environment and the flags are then laid over it and their errors name the variable or the flag.
-pub fn load<T>(name: DaemonName, args: &DaemonArgs) -> Result<T, ConfigError>
+pub fn load<T>(name: DaemonName, args: &DaemonArgs) -> Result<Loaded<T>, ConfigError>
 where
     T: DeserializeOwned + Default + Validate,
 {
@@ -48,20 +64,38 @@ where
 }
 
 /// [`load`] with the environment as an argument.
+///
+/// Every value is laid over the defaults on its own, so that all faults are found at once: those of the file with line
+/// and column, those of the environment and the flags with the variable or the flag. What is at fault is left out, and
+/// the rest is validated.
 pub fn load_from<T>(
     name: DaemonName,
     args: &DaemonArgs,
     environment: impl IntoIterator<Item = (String, String)>,
-) -> Result<T, ConfigError>
+) -> Result<Loaded<T>, ConfigError>
 where
     T: DeserializeOwned + Default + Validate,
 {
-    let text = read_file(args)?;
-    let mut overrides = overlay::from_environment(name, environment);
+    let path = args.config.clone().unwrap_or_default();
+    let tree = match read_file(args)?.filter(|text| !is_blank(text)) {
+        Some(text) => Some(
+            serde_saphyr::from_str_with_options::<Tree>(&text, yaml_options())
+                .map_err(|error| ConfigError::Syntax { path: path.clone(), problem: error.to_string() })?,
+        ),
+        None => None,
+    };
+    if tree.as_ref().is_some_and(|tree| !matches!(tree, Tree::Map(_))) {
+        let problem = "line 1, column 1: a configuration is keys and values".to_owned();
+        return Err(ConfigError::Syntax { path, problem });
+    }
+    let mut overrides = tree.as_ref().map(|tree| overlay::from_file(&path, tree)).unwrap_or_default();
+    overrides.extend(overlay::from_environment(name, environment));
     overrides.extend(args.overrides());
-    let config: T = parse(args, text.as_deref(), overrides)?;
-    let faults = config.validate();
-    if faults.is_empty() { Ok(config) } else { Err(ConfigError::Faults(faults)) }
+    let Applied { value, origins, mut faults } = overlay::apply::<T>(overrides);
+    let config: T = serde_json::from_value(value)
+        .map_err(|error| ConfigError::Faults(vec![Fault::new("configuration", error.to_string())]))?;
+    faults.extend(config.validate().into_iter().map(|fault| origins.locate(fault)));
+    if faults.is_empty() { Ok(Loaded { config, origins }) } else { Err(ConfigError::Faults(faults)) }
 }
 
 fn read_file(args: &DaemonArgs) -> Result<Option<String>, ConfigError> {
@@ -72,29 +106,6 @@ fn read_file(args: &DaemonArgs) -> Result<Option<String>, ConfigError> {
         Err(source) => return Err(ConfigError::Read { path, source }),
     }
     fs::read_to_string(&path).map(Some).map_err(|source| ConfigError::Read { path, source })
-}
-
-fn parse<T>(args: &DaemonArgs, text: Option<&str>, overrides: Vec<Override>) -> Result<T, ConfigError>
-where
-    T: DeserializeOwned + Default,
-{
-    let text = text.filter(|text| !is_blank(text));
-    let syntax = |error: serde_saphyr::Error| ConfigError::Syntax {
-        path: args.config.clone().unwrap_or_default(),
-        problem: error.to_string(),
-    };
-    let from_file: T = match text {
-        Some(text) => serde_saphyr::from_str_with_options(text, yaml_options()).map_err(syntax)?,
-        None => T::default(),
-    };
-    if overrides.is_empty() {
-        return Ok(from_file);
-    }
-    let base = match text {
-        Some(text) => serde_saphyr::from_str_with_options(text, yaml_options()).map_err(syntax)?,
-        None => serde_json::Value::Object(serde_json::Map::new()),
-    };
-    overlay::apply(base, overrides).map_err(ConfigError::Faults)
 }
 
 fn is_blank(text: &str) -> bool {

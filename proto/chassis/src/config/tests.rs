@@ -11,6 +11,15 @@ struct Config {
     store: Store,
     tls: Option<Tls>,
     token: Secret,
+    mirrors: Vec<Mirror>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Mirror {
+    host: String,
+    #[serde(default)]
+    port: u16,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -62,6 +71,10 @@ struct Given {
 }
 
 fn load_given(given: Given) -> Result<Config, String> {
+    load_traced(given).map(|loaded| loaded.config)
+}
+
+fn load_traced(given: Given) -> Result<Loaded<Config>, String> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.yaml");
     std::fs::write(&path, given.file).unwrap();
@@ -75,7 +88,9 @@ fn load_given(given: Given) -> Result<Config, String> {
         assignments: given.flags.iter().map(flag).collect(),
         ..DaemonArgs::default()
     };
-    load_from(NAME, &args, given.environment.iter().map(owned)).map_err(|error| error.to_string())
+    let loaded =
+        load_from(NAME, &args, given.environment.iter().map(owned)).map_err(|error| error.to_string())?;
+    Ok(loaded)
 }
 
 #[test]
@@ -142,6 +157,57 @@ fn faults_name_their_place_and_what_is_allowed() {
             assert!(message.contains(part), "{message:?} lacks {part:?}");
         }
     }
+}
+
+#[test]
+fn all_faults_are_named_at_once_with_their_places() {
+    let message = load_given(Given {
+        file: "label: 7\nstore:\n  maxBytes: 0\n  maxByte: 1\n  interval: soon\nmirrors:\n  - host: a\n  - host: b\n    prot: 5\n",
+        environment: &[("D7Y_TEST__STORE__SYNC", "maybe")],
+        flags: &[("tls.cert", "c.pem")],
+    })
+    .unwrap_err();
+    let places = [
+        "7 fault",
+        "config.yaml line 1, column 1: label: invalid type",
+        "config.yaml line 3, column 3: store.maxBytes: must be more than 0",
+        "config.yaml line 4, column 3: store.maxByte: unknown field `maxByte`, expected one of `maxBytes`",
+        "config.yaml line 5, column 3: store.interval: \"soon\"",
+        "config.yaml line 9, column 5: mirrors: unknown field `prot`, expected `host` or `port`",
+        "environment variable D7Y_TEST__STORE__SYNC: invalid",
+        "flag --set tls.cert: missing field `key`",
+    ];
+    for place in places {
+        assert!(message.contains(place), "{place:?} is not in\n{message}");
+    }
+}
+
+#[test]
+fn printed_values_say_where_they_come_from() {
+    let yaml = load_traced(Given {
+        file: "label: \"12\"\nstore:\n  interval: 1m\n  sync:\ntoken: hunter2\nmirrors: [{host: a}]\n",
+        environment: &[("D7Y_TEST__STORE__MAX_BYTES", "64MiB")],
+        flags: &[("tls.cert", "c.pem"), ("tls.key", "k.pem")],
+    })
+    .unwrap()
+    .to_yaml()
+    .unwrap();
+    let lines = [
+        "label: \"12\"  # ",
+        "config.yaml line 1, column 1\n",
+        "  interval: 1m  # ",
+        "  maxBytes: 64MiB  # environment variable D7Y_TEST__STORE__MAX_BYTES\n",
+        "  sync: true  # default\n",
+        "  cert: c.pem  # flag --set tls.cert\n",
+        "token: \"***\"  # ",
+        "mirrors: [{\"host\":\"a\",\"port\":0}]  # ",
+    ];
+    for line in lines {
+        assert!(yaml.contains(line), "{line:?} is not in\n{yaml}");
+    }
+    assert!(!yaml.contains("hunter2"));
+    let read: Config = serde_saphyr::from_str_with_options(&yaml, yaml_options()).unwrap();
+    assert_eq!(read.label, "12", "what is printed can be read: {yaml}");
 }
 
 #[test]

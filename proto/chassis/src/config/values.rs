@@ -190,6 +190,9 @@ impl Serialize for Secret {
 
 impl<'de> Deserialize<'de> for Secret {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer).map(Self)
+        // The usual message would quote the value.
+        let text = String::deserialize(deserializer)
+            .map_err(|_| de::Error::custom("a secret must be text in quotes"))?;
+        Ok(Self(text))
     }
 }

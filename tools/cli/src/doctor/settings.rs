@@ -27,12 +27,12 @@ fn load<C: DaemonConfig>(check: &'static str, name: DaemonName, path: &Path, che
     let shown = path.display();
     let there = path.exists();
     let args = DaemonArgs { config: there.then(|| path.to_owned()), ..DaemonArgs::default() };
-    match config::load(name, &args) {
-        Ok(config) => {
+    match config::load::<C>(name, &args) {
+        Ok(loaded) => {
             let detail =
                 if there { format!("{shown} is sound") } else { format!("no {shown}: defaults hold") };
             checks.push(Check::ok(check, detail));
-            config
+            loaded.config
         }
         Err(error) => {
             let name = name.as_str();

@@ -1,0 +1,212 @@
+//! The built `d7y-peer` as a process: how it starts, is told, and ends. What is shown here comes from the chassis and
+//! holds for every daemon.
+#![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Far above what any of these tests needs.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A place for one peer's files.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// A peer that needs nothing but this place.
+    fn peer(&self, settings: &[&str]) -> Command {
+        let config = self.path("peer.yaml");
+        if !config.exists() {
+            let at = self.0.path().display();
+            let text = format!(
+                "peerId: test\nstandalone: true\nstore:\n  directory: {at}/store\nlocal:\n  socket: {at}/run/peer.sock\n\
+                 transfer:\n  listen: 127.0.0.1:0\nobservability:\n  listen: []\n"
+            );
+            fs::write(&config, text).unwrap();
+        }
+        let mut command = Command::new(env!("CARGO_BIN_EXE_d7y-peer"));
+        command.arg("--config").arg(config);
+        for setting in settings {
+            command.args(["--set", setting]);
+        }
+        command.env_remove("NOTIFY_SOCKET").stdin(Stdio::null()).stderr(Stdio::piped());
+        command
+    }
+}
+
+/// A running peer; killed with the test.
+struct Running {
+    child: Child,
+    log: BufReader<std::process::ChildStderr>,
+}
+
+impl Running {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        let mut running = Self { child, log };
+        running.wait_for("is ready");
+        running
+    }
+
+    fn wait_for(&mut self, words: &str) -> String {
+        let mut line = String::new();
+        while self.log.read_line(&mut line).unwrap() > 0 {
+            if line.contains(words) {
+                return line;
+            }
+            line.clear();
+        }
+        panic!("the peer ended without saying {words:?}");
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
+    }
+
+    fn code(&mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The exit code and what was said, in one line.
+fn refused(mut command: Command) -> (Option<i32>, String) {
+    let mut child = command.spawn().unwrap();
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    (child.wait().unwrap().code(), said)
+}
+
+fn check_refusal(command: Command, code: i32, parts: &[&str]) {
+    let (found, said) = refused(command);
+    assert_eq!(found, Some(code), "{said}");
+    let last = said.lines().last().unwrap_or_default();
+    for part in parts {
+        assert!(last.contains(part), "{part:?} is not in {last:?}");
+    }
+}
+
+#[test]
+fn every_obstacle_has_a_sentence_and_a_code() {
+    let place = Place::new();
+    let first = Running::start(place.peer(&[]));
+    check_refusal(place.peer(&[]), 75, &["local.socket", "runs already"]);
+    let other_socket = format!("local.socket={}", place.path("other.sock").display());
+    check_refusal(place.peer(&[&other_socket]), 75, &["store.directory", "runs already"]);
+    drop(first);
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = format!("transfer.listen={}", taken.local_addr().unwrap());
+    check_refusal(place.peer(&[&listen]), 69, &["transfer.listen", "taken"]);
+
+    check_refusal(
+        place.peer(&["store.directory=/proc/d7y"]),
+        73,
+        &["/proc/d7y", "store.directory", "cannot be made"],
+    );
+    check_refusal(place.peer(&["local.socket=/proc/d7y/s"]), 73, &["/proc/d7y/s", "local.socket"]);
+    let below_a_file = format!("store.directory={}/below", place.path("peer.yaml").display());
+    check_refusal(place.peer(&[&below_a_file]), 73, &["no directory"]);
+
+    fs::write(place.path("store/format"), "77\n").unwrap();
+    check_refusal(place.peer(&[]), 65, &["\"77\"", "version 1", "move it away"]);
+    check_refusal(place.peer(&["store.limit=7"]), 78, &["store.limit", "1MiB"]);
+}
+
+#[test]
+fn the_socket_of_a_dead_peer_is_replaced_and_a_file_is_not() {
+    let place = Place::new();
+    fs::create_dir(place.path("run")).unwrap();
+    drop(UnixListener::bind(place.path("run/peer.sock")).unwrap());
+    drop(Running::start(place.peer(&[])));
+    fs::remove_file(place.path("run/peer.sock")).unwrap();
+    fs::write(place.path("run/peer.sock"), "precious").unwrap();
+    check_refusal(place.peer(&[]), 69, &["no socket"]);
+    assert_eq!(fs::read(place.path("run/peer.sock")).unwrap(), b"precious");
+}
+
+#[test]
+fn a_signal_stops_it_in_order() {
+    let place = Place::new();
+    let mut orderly = Running::start(place.peer(&[]));
+    orderly.signal(Signal::SIGTERM);
+    assert_eq!(orderly.code(), Some(0));
+}
+
+#[test]
+fn systemd_is_told() {
+    let place = Place::new();
+    let path = place.path("notify");
+    let supervisor = UnixDatagram::bind(&path).unwrap();
+    supervisor.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = place.peer(&[]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "100000");
+    let mut running = Running::start(command);
+    let hear = |wanted: &str| {
+        let mut buffer = [0; 512];
+        while let Ok(length) = supervisor.recv(&mut buffer) {
+            if buffer[..length].starts_with(wanted.as_bytes()) {
+                return;
+            }
+        }
+        panic!("systemd never heard {wanted}");
+    };
+    hear("READY=1");
+    hear("WATCHDOG=1");
+    hear("WATCHDOG=1");
+    running.signal(Signal::SIGTERM);
+    hear("STOPPING=1");
+    assert_eq!(running.code(), Some(0));
+}
+
+#[test]
+fn a_configuration_is_checked_and_shown_without_starting() {
+    let place = Place::new();
+    fs::write(place.path("peer.yaml"), "store:\n  limit: lots\nseeds: [here]\nfetch:\n  zstdLevel: 77\n")
+        .unwrap();
+    let mut command = place.peer(&[]);
+    command.arg("--check-config");
+    let (code, said) = refused(command);
+    assert_eq!(code, Some(78));
+    for part in
+        ["line 2, column 3: store.limit", "line 3, column 1: seeds", "line 5, column 3: fetch.zstdLevel"]
+    {
+        assert!(said.contains(part), "{part:?} is not in {said}");
+    }
+    let key = "ab".repeat(32);
+    let secret = format!("indexTrust:\n  signingKey: \"{key}\"\nstore:\n  limit: 5GiB\n");
+    fs::write(place.path("peer.yaml"), secret).unwrap();
+    let output = place.peer(&["role=seed"]).arg("--print-config").output().unwrap();
+    let yaml = String::from_utf8(output.stdout).unwrap();
+    assert!(!yaml.contains(&key), "{yaml}");
+    for part in [
+        "role: seed  # flag --set role",
+        "  limit: 5GiB  # ",
+        "line 4, column 3",
+        "socket: /run/d7y/peer.sock  # default",
+    ] {
+        assert!(yaml.contains(part), "{part:?} is not in {yaml}");
+    }
+    assert!(!Path::new(&place.path("store")).exists());
+}
