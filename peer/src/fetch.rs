@@ -242,20 +242,35 @@ impl FetchLoop {
     }
 
     fn add_layer(&mut self, layer: Arc<Layer>, background: bool) {
+        let now = Instant::now();
         let digest = layer.digest();
-        if self.layers.get(&digest).is_some_and(|known| !Arc::ptr_eq(&known.layer, &layer)) {
+        self.know(&layer);
+        // An earlier boot may have promised more than the disk holds.
+        let numbers = 0..layer.chunks().len() as u32;
+        for number in numbers.filter(|number| !layer.counts_on(*number)) {
+            if self.planner.is_present(digest, number) {
+                self.planner.dropped(digest, number, now);
+            }
+        }
+        if background {
+            self.planner.want_rest(digest, now);
+        }
+    }
+
+    fn know(&mut self, layer: &Arc<Layer>) {
+        let digest = layer.digest();
+        if self.layers.get(&digest).is_some_and(|known| !Arc::ptr_eq(&known.layer, layer)) {
             self.drop_layer(digest);
         }
         if !self.layers.contains_key(&digest) {
             let sizes = layer.chunks().iter().map(|chunk| chunk.frame_bytes).collect();
-            let len = layer.chunks().len() as u32;
-            let present =
-                Bits::from_bytes(layer.readable().to_bytes(), len).unwrap_or_else(|| Bits::new(len));
+            let mut present = Bits::new(layer.chunks().len() as u32);
+            (0..present.len())
+                .filter(|number| layer.counts_on(*number))
+                .for_each(|number| present.set(number));
             self.planner.add_layer(digest, sizes, &present);
-            self.layers.insert(digest, LayerEntry { layer, parents: Vec::new(), waiting: HashMap::new() });
-        }
-        if background {
-            self.planner.want_rest(digest, Instant::now());
+            let (parents, waiting) = (Vec::new(), HashMap::new());
+            self.layers.insert(digest, LayerEntry { layer: layer.clone(), parents, waiting });
         }
     }
 
@@ -347,23 +362,27 @@ impl FetchLoop {
     }
 
     fn ensure(&mut self, layer: Arc<Layer>, chunks: Vec<u32>, reply: oneshot::Sender<Uncached>) {
-        let digest = layer.digest();
-        self.add_layer(layer, false);
-        let missing: Vec<u32> =
-            chunks.into_iter().filter(|number| !self.planner.is_present(digest, *number)).collect();
+        let (digest, now) = (layer.digest(), Instant::now());
+        self.know(&layer);
+        let missing: Vec<u32> = chunks.into_iter().filter(|n| !layer.readable().get(*n)).collect();
+        for number in &missing {
+            if self.planner.is_present(digest, *number) {
+                self.planner.dropped(digest, *number, now);
+            }
+        }
         let id = self.next_id;
         self.next_id += 1;
         if missing.is_empty() {
             let _ = reply.send(Uncached::new());
             return;
         }
-        let waiter = Waiter { missing: missing.len(), uncached: Vec::new(), reply, since: Instant::now() };
+        let waiter = Waiter { missing: missing.len(), uncached: Vec::new(), reply, since: now };
         self.waiters.insert(id, waiter);
         let entry = self.layers.get_mut(&digest).expect("added above");
         for number in &missing {
             entry.waiting.entry(*number).or_default().push(id);
         }
-        self.planner.want(digest, missing, Lane::Demand, Instant::now());
+        self.planner.want(digest, missing, Lane::Demand, now);
     }
 
     fn event(&mut self, parent: ParentId, event: Event) {

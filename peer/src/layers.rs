@@ -12,11 +12,13 @@ use d7y_types::{ByteRange, LayerRef, Sha256Digest};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
+use crate::confirm::Confirmer;
 use crate::directory::{Directory, Plan};
 use crate::failure::OpenFailure;
 use crate::fetch::{FetchError, Fetcher, Uncached};
 use crate::ingest::Ingester;
 use crate::metrics::Metrics;
+use crate::news::News;
 use crate::openings::{Join, Openings, Outcome, Progress, Reporter};
 use crate::patience::Patience;
 use crate::receive::Receiver;
@@ -49,6 +51,7 @@ pub struct Layers {
     pub fetcher: Fetcher,
     pub ingester: Ingester,
     pub receiver: Receiver,
+    pub confirmer: Confirmer,
     pub metrics: Arc<Metrics>,
     pub tasks: Tasks,
     ingests: Semaphore,
@@ -69,13 +72,23 @@ pub struct LayersParts {
     pub fetcher: Fetcher,
     pub ingester: Ingester,
     pub receiver: Receiver,
+    pub news: Arc<News>,
     pub tasks: Tasks,
 }
 
 impl Layers {
     pub fn new(parts: LayersParts) -> Arc<Self> {
-        let LayersParts { config, directory, fetcher, ingester, receiver, tasks } = parts;
+        let LayersParts { config, directory, fetcher, ingester, receiver, news, tasks } = parts;
         let (store, metrics) = (ingester.store.clone(), ingester.metrics.clone());
+        let confirmer = Confirmer {
+            store: store.clone(),
+            fetcher: fetcher.clone(),
+            news,
+            directory: directory.clone(),
+            tasks: tasks.clone(),
+            background: config.background,
+            turn: Arc::new(Semaphore::new(1)),
+        };
         let ingests = Semaphore::new(MAX_INGESTS);
         let (openings, engaged) = (Openings::default(), Mutex::default());
         let this = Self {
@@ -86,6 +99,7 @@ impl Layers {
             fetcher,
             ingester,
             receiver,
+            confirmer,
             metrics,
             tasks,
             ingests,
@@ -104,6 +118,7 @@ impl Layers {
                 let problem = "the image's config gives this layer another diff id than its bytes have";
                 return Err(OpenFailure::new(FailureCode::Corrupt, problem));
             }
+            self.confirmer.start(&known);
             if asker == Asker::Local {
                 self.engage(&known).await;
             }
@@ -149,6 +164,7 @@ impl Layers {
 
     /// Makes the fetch loop know the layer and its parents. Once per process: the scheduler pushes what changes.
     pub async fn engage(&self, layer: &Arc<Layer>) {
+        self.confirmer.start(layer);
         let before = self.engaged.lock().insert(layer.digest(), Arc::downgrade(layer));
         if before.is_some_and(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(layer))) {
             return;
@@ -229,7 +245,7 @@ impl Layers {
         Ok(ready)
     }
 
-    /// Makes a range of the device readable: from this node's own frames, else from the swarm. Returns the bytes of
+    /// Makes a range of the device readable: from what this node has of it, else from the swarm. Returns the bytes of
     /// chunks that the disk refused.
     pub async fn make_readable(
         &self,
@@ -240,13 +256,13 @@ impl Layers {
         let missing: Vec<u32> =
             layer.chunks_in(range).filter(|number| !layer.readable().get(*number)).collect();
         let (here, elsewhere): (Vec<u32>, Vec<u32>) =
-            missing.into_iter().partition(|number| layer.shareable().get(*number));
+            missing.into_iter().partition(|number| layer.may_be_here(*number));
         let mut wanted = elsewhere;
         if !here.is_empty() {
-            let (store, unpacked) = (self.store.clone(), layer.clone());
-            let unpack =
-                move || here.into_iter().filter(|n| store.unpack(&unpacked, *n).is_err()).collect::<Vec<_>>();
-            wanted.extend(tokio::task::spawn_blocking(unpack).await.unwrap_or_default());
+            let (store, layer) = (self.store.clone(), layer.clone());
+            let lost = move |number: &u32| !matches!(store.recover(&layer, *number), Ok(true));
+            let recover = move || here.into_iter().filter(lost).collect::<Vec<_>>();
+            wanted.extend(tokio::task::spawn_blocking(recover).await.unwrap_or_default());
         }
         if wanted.is_empty() {
             return Ok(Uncached::new());

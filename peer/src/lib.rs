@@ -6,6 +6,7 @@
 //! because bits are written after the data that they vouch for.
 
 mod config;
+mod confirm;
 mod directory;
 mod failure;
 mod fetch;

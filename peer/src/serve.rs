@@ -49,6 +49,7 @@ impl Provider for Uploads {
 
     fn holding(&self, layer: Sha256Digest) -> Option<Holding> {
         let known = self.layers.store.layer(layer)?;
+        self.layers.confirmer.start(&known);
         // Listening first: what arrives in between is said twice rather than never.
         let news = self.news.follow(layer);
         Some(Holding { bits: known.shareable().to_bytes(), news })

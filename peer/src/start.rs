@@ -68,8 +68,6 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
     let mut registry = metrics::registry(DAEMON.name, DAEMON.version);
     let peer_metrics = Arc::new(Metrics::register(&mut registry));
     let health = Health::new();
-    metrics::serve(&tasks, observability, Arc::new(registry), health.clone());
-
     let store = open_store(&config).await?;
     let trust = Arc::new(Trust::set_up(&config.index_trust, &config.store.directory)?);
     let running = Running {
@@ -108,6 +106,7 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
         fetcher: fetcher.clone(),
         ingester,
         receiver,
+        news: news.clone(),
         tasks: tasks.clone(),
     });
     let traces = Arc::new(Traces::new(config.store.directory.join("traces"), directory.clone())?);
@@ -117,7 +116,7 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
         supervise(&tasks, "scheduler session", directory.run(fetcher));
     }
     supervise(&tasks, "orphan watch", layers.clone().watch_orphans());
-    supervise(&tasks, "store watch", watch_store(store, peer_metrics.clone(), health));
+    supervise(&tasks, "store watch", watch_store(store, peer_metrics.clone(), health.clone()));
     let uploads = Uploads { peer_id: peer_id.clone(), layers: layers.clone(), news, tasks: tasks.clone() };
     let stop = tasks.shutdown().stopping();
     supervise(
@@ -128,6 +127,8 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
     let (parked, metrics) = (Mutex::default(), peer_metrics.clone());
     let service = LocalService { peer_id, layers, traces, tasks: tasks.clone(), parked, metrics };
     supervise(&tasks, "local server", d7y_peer_client::serve(local, Arc::new(service), stop));
+    // Last: who asks whether the peer is healthy wants to use it.
+    metrics::serve(&tasks, observability, Arc::new(registry), health);
     Ok(running)
 }
 

@@ -144,6 +144,18 @@ impl Peer {
         pack.write_all_at(&[0xa5; 32], 200).unwrap();
     }
 
+    /// What is on disk is of an earlier boot of the machine, as far as the next peer can tell.
+    pub fn reboot(&self, reference: &LayerRef) {
+        let layer = self.store.join("layers").join(reference.digest.to_hex());
+        fs::write(layer.join("boot"), "another boot").unwrap();
+    }
+
+    pub fn damage_device(&self, reference: &LayerRef) {
+        let path = self.store.join("layers").join(reference.digest.to_hex()).join("device");
+        let device = fs::OpenOptions::new().write(true).open(path).unwrap();
+        device.write_all_at(&[0xa5; 32], 200).unwrap();
+    }
+
     /// The sum of a metric's samples, 0 when there is none.
     pub async fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").await;

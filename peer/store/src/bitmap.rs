@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
-/// A set of chunk numbers that is kept in a file: bit `n % 8` of byte `n / 8`.
+/// A set of chunk numbers, most often kept in a file: bit `n % 8` of byte `n / 8`.
 ///
 /// Other processes read the file, so a byte is written only after the data that it vouches for.
 #[derive(Debug)]
 pub struct Bitmap {
-    file: File,
+    file: Option<File>,
     bytes: Vec<AtomicU8>,
     len: u32,
     count: AtomicU32,
@@ -29,12 +29,18 @@ impl Bitmap {
                 n => at += n,
             }
         }
+        Ok(Self { file: Some(file), ..Self::in_memory(bytes, len) })
+    }
+
+    /// A set that is not kept anywhere.
+    pub(crate) fn in_memory(mut bytes: Vec<u8>, len: u32) -> Self {
+        bytes.resize(len.div_ceil(8) as usize, 0);
         if let (Some(last), spare @ 1..) = (bytes.last_mut(), len % 8) {
             *last &= (1 << spare) - 1;
         }
         let count = bytes.iter().map(|byte| byte.count_ones()).sum();
         let bytes = bytes.into_iter().map(AtomicU8::new).collect();
-        Ok(Self { file, bytes, len, count: AtomicU32::new(count), writing: Mutex::new(()) })
+        Self { file: None, bytes, len, count: AtomicU32::new(count), writing: Mutex::new(()) }
     }
 
     pub fn get(&self, n: u32) -> bool {
@@ -50,21 +56,24 @@ impl Bitmap {
         Ok(fresh)
     }
 
-    pub fn clear(&self, n: u32) -> io::Result<()> {
+    /// True when the bit was set before.
+    pub fn clear(&self, n: u32) -> io::Result<bool> {
         let before = self.bytes[n as usize / 8].fetch_and(!(1 << (n % 8)), Ordering::AcqRel);
-        if before >> (n % 8) & 1 == 1 {
+        let held = before >> (n % 8) & 1 == 1;
+        if held {
             self.count.fetch_sub(1, Ordering::AcqRel);
+            self.write_byte(n as usize / 8)?;
         }
-        self.write_byte(n as usize / 8)
+        Ok(held)
     }
 
     pub fn set_all(&self, chunks: impl Iterator<Item = u32>) -> io::Result<()> {
         for n in chunks {
             self.mark(n);
         }
-        let bytes = self.to_bytes();
+        let Some(file) = &self.file else { return Ok(()) };
         let _writing = self.writing.lock();
-        self.file.write_all_at(&bytes, 0)
+        file.write_all_at(&self.to_bytes(), 0)
     }
 
     pub fn count(&self) -> u32 {
@@ -97,7 +106,8 @@ impl Bitmap {
     }
 
     fn write_byte(&self, at: usize) -> io::Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
         let _writing = self.writing.lock();
-        self.file.write_all_at(&[self.bytes[at].load(Ordering::Acquire)], at as u64)
+        file.write_all_at(&[self.bytes[at].load(Ordering::Acquire)], at as u64)
     }
 }

@@ -9,6 +9,7 @@ use d7y_image::{Chunk, Codec, open_unchanged};
 use d7y_types::{ByteRange, LayerRef, Sha256Digest};
 
 use crate::bitmap::Bitmap;
+use crate::claims::Claims;
 use crate::error::StoreError;
 use crate::verify::hash;
 
@@ -39,14 +40,16 @@ pub struct Layer {
     device_bits: Bitmap,
     pack: Arc<File>,
     pack_bits: Bitmap,
-    /// Bytes of chunks and frames that the bits claim; what the store's limit counts.
+    claims: Claims,
+    /// Bytes of chunks and frames that are here or claimed to be; what the store's limit counts.
     kept_bytes: AtomicU64,
     last_used: AtomicU64,
 }
 
 impl Layer {
-    /// Opens a layer's directory. `boot` names this boot of the machine: when another one wrote the bits last,
-    /// everything that they claim is hashed first. Makes no file: bits that outlived their data would vouch for zeros.
+    /// Opens a layer's directory. `boot` names this boot of the machine: when another one wrote the bits last, what
+    /// they say must be confirmed chunk by chunk. Makes no device or pack: bits that outlived their data would vouch
+    /// for zeros.
     pub(crate) fn open(directory: &Path, boot: &str) -> Result<Self, StoreError> {
         let at = |name: &str| directory.join(name);
         let sealed = fs::read(at("index")).map_err(StoreError::io(at("index")))?;
@@ -58,23 +61,26 @@ impl Layer {
             let file = OpenOptions::new().read(true).write(true).open(at(name));
             file.map_err(StoreError::io(at(name)))
         };
+        Claims::set_aside(directory, boot).map_err(StoreError::io(directory))?;
         let len = index.chunks.len() as u32;
         let bits = |name: &str| Bitmap::load(open(name)?, len).map_err(StoreError::io(at(name)));
+        let (device_bits, pack_bits) = (bits("device.bits")?, bits("pack.bits")?);
+        let claims = Claims::load(directory, &index.chunks, &device_bits, &pack_bits);
         let layer = Self {
+            claims: claims.map_err(StoreError::io(directory))?,
             digest: index.layer,
             reference,
             directory: directory.to_owned(),
             device_bytes: index.device_bytes(),
             device: open("device")?,
-            device_bits: bits("device.bits")?,
+            device_bits,
             pack: Arc::new(open("pack")?),
-            pack_bits: bits("pack.bits")?,
+            pack_bits,
             chunks: index.chunks,
             kept_bytes: AtomicU64::new(0),
             last_used: AtomicU64::new(0),
         };
         layer.check_lengths()?;
-        layer.vouch(boot)?;
         layer.set_zero_chunks()?;
         layer.kept_bytes.store(layer.count_kept(), Ordering::Relaxed);
         Ok(layer)
@@ -164,19 +170,28 @@ impl Layer {
     pub(crate) fn keep(&self, number: u32, frame: &[u8], data: &[u8]) -> Result<(), StoreError> {
         let chunk = &self.chunks[number as usize];
         self.keep_data(number, data)?;
+        if self.pack_bits.get(number) {
+            return Ok(());
+        }
         let path = || StoreError::io(self.directory.join("pack"));
         self.pack.write_all_at(frame, chunk.pack_offset).map_err(path())?;
-        if self.pack_bits.set(number).map_err(path())? {
+        let counted = self.claims.pack.clear(number).map_err(path())?;
+        if self.pack_bits.set(number).map_err(path())? && !counted {
             self.kept_bytes.fetch_add(u64::from(chunk.frame_bytes), Ordering::Relaxed);
         }
         Ok(())
     }
 
+    /// What is valid is not written again: it may be mounted.
     pub(crate) fn keep_data(&self, number: u32, data: &[u8]) -> Result<(), StoreError> {
+        if self.device_bits.get(number) {
+            return Ok(());
+        }
         let chunk = &self.chunks[number as usize];
         let path = || StoreError::io(self.directory.join("device"));
         self.device.write_all_at(data, chunk.device_range().offset).map_err(path())?;
-        if self.device_bits.set(number).map_err(path())? {
+        let counted = self.claims.device.clear(number).map_err(path())?;
+        if self.device_bits.set(number).map_err(path())? && !counted {
             self.kept_bytes.fetch_add(chunk.bytes(), Ordering::Relaxed);
         }
         Ok(())
@@ -218,47 +233,82 @@ impl Layer {
 
     fn count_kept(&self) -> u64 {
         let kept = |n: u32, chunk: &Chunk| {
-            let data = if self.device_bits.get(n) && chunk.codec != Codec::Zero { chunk.bytes() } else { 0 };
-            let frame = if self.pack_bits.get(n) { u64::from(chunk.frame_bytes) } else { 0 };
-            data + frame
+            let data = self.device_bits.get(n) || self.claims.device.get(n);
+            let data = if data && chunk.codec != Codec::Zero { chunk.bytes() } else { 0 };
+            let frame = self.pack_bits.get(n) || self.claims.pack.get(n);
+            data + if frame { u64::from(chunk.frame_bytes) } else { 0 }
         };
         (0u32..).zip(&self.chunks).map(|(n, chunk)| kept(n, chunk)).sum()
     }
 
-    fn vouch(&self, boot: &str) -> Result<(), StoreError> {
-        let path = self.directory.join("boot");
-        if fs::read_to_string(&path).is_ok_and(|last| last == boot) {
+    /// Hashes what an earlier boot claims of a chunk: what is as the index says counts from now on, the rest is absent.
+    pub fn confirm(&self, number: u32) -> Result<(), StoreError> {
+        self.confirm_data(number)?;
+        self.confirm_frame(number)
+    }
+
+    pub(crate) fn confirm_data(&self, number: u32) -> Result<(), StoreError> {
+        if !self.claims.device.get(number) {
             return Ok(());
         }
-        self.recheck()?;
-        fs::write(&path, boot).map_err(StoreError::io(path))
+        let chunk = &self.chunks[number as usize];
+        let (claims, bits) = (&self.claims.device, &self.device_bits);
+        self.decide(number, self.device_matches(chunk), (claims, bits), chunk.bytes())
     }
 
-    /// Hashes every chunk that the bits claim and withdraws those that are not what the index says.
-    /// Returns how many were withdrawn.
-    pub fn recheck(&self) -> Result<u32, StoreError> {
-        let mut withdrawn = 0;
-        let mut buffer = Vec::new();
-        for (n, chunk) in (0u32..).zip(&self.chunks).filter(|(_, c)| c.codec != Codec::Zero) {
-            if self.device_bits.get(n) && !self.device_matches(chunk, &mut buffer) {
-                self.device_bits.clear(n).map_err(StoreError::io(&self.directory))?;
-                withdrawn += 1;
-            }
-            if self.pack_bits.get(n) && !self.pack_matches(n, chunk) {
-                self.pack_bits.clear(n).map_err(StoreError::io(&self.directory))?;
-                withdrawn += 1;
-            }
+    pub(crate) fn confirm_frame(&self, number: u32) -> Result<(), StoreError> {
+        if !self.claims.pack.get(number) {
+            return Ok(());
         }
-        if withdrawn > 0 {
-            tracing::warn!(layer = %self.digest, withdrawn, "damaged chunks on disk are withdrawn and will be refetched");
-        }
-        Ok(withdrawn)
+        let chunk = &self.chunks[number as usize];
+        let (claims, bits) = (&self.claims.pack, &self.pack_bits);
+        self.decide(number, self.pack_matches(number, chunk), (claims, bits), u64::from(chunk.frame_bytes))
     }
 
-    fn device_matches(&self, chunk: &Chunk, buffer: &mut Vec<u8>) -> bool {
-        buffer.resize(chunk.bytes() as usize, 0);
-        let read: io::Result<()> = self.device.read_exact_at(buffer, chunk.device_range().offset);
-        read.is_ok() && hash(buffer) == chunk.hash
+    fn decide(&self, n: u32, valid: bool, of: (&Bitmap, &Bitmap), bytes: u64) -> Result<(), StoreError> {
+        let (claims, bits) = of;
+        if valid {
+            bits.set(n).map_err(StoreError::io(&self.directory))?;
+        }
+        // Whoever wrote the chunk meanwhile has taken the claim.
+        let ours = claims.clear(n).map_err(StoreError::io(&self.directory))?;
+        if ours && !valid {
+            self.kept_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            tracing::warn!(layer = %self.digest, chunk = n, "a damaged chunk on disk is withdrawn and will be refetched");
+        }
+        Ok(())
+    }
+
+    /// Whether the caller is to confirm all chunks in [`Self::claimed`]: true once, when there are any.
+    pub fn begin_confirming(&self) -> bool {
+        self.claims.begin()
+    }
+
+    /// Chunks of which an earlier boot has claimed something that is not confirmed yet.
+    pub fn claimed(&self) -> Vec<u32> {
+        let claims = |n: &u32| self.claims.device.get(*n) || self.claims.pack.get(*n);
+        (0..self.chunks.len() as u32).filter(claims).collect()
+    }
+
+    /// All chunks are confirmed or withdrawn.
+    pub fn end_confirming(&self) -> Result<(), StoreError> {
+        Claims::end(&self.directory).map_err(StoreError::io(&self.directory))
+    }
+
+    /// Whether a reader may find the chunk on this disk: the device may turn out to hold it, or there is a frame.
+    pub fn may_be_here(&self, number: u32) -> bool {
+        self.claims.device.get(number) || self.claims.pack.get(number) || self.pack_bits.get(number)
+    }
+
+    /// Whether a chunk need not be fetched, as far as is known: it is readable, or claimed.
+    pub fn counts_on(&self, number: u32) -> bool {
+        self.device_bits.get(number) || self.claims.device.get(number)
+    }
+
+    fn device_matches(&self, chunk: &Chunk) -> bool {
+        let mut data = vec![0; chunk.bytes() as usize];
+        let read: io::Result<()> = self.device.read_exact_at(&mut data, chunk.device_range().offset);
+        read.is_ok() && hash(&data) == chunk.hash
     }
 
     fn pack_matches(&self, number: u32, chunk: &Chunk) -> bool {

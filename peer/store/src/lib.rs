@@ -9,17 +9,20 @@
 //!     pack                           sparse; frames as they travel, what other peers read
 //!     pack.bits                      which frames of the pack are valid
 //!     reference.json                 registry, repository and digests of the layer
-//!     boot                           the boot that last vouched for the bits
+//!     boot                           the boot that the bits are of
+//!     device.claims, pack.claims     bits of earlier boots that are not confirmed yet; seldom there
 //! <directory>/staging/               layers whose index is not known yet; emptied at start
 //! ```
 //!
 //! Order of writes: data, then the bit. The page cache keeps both over a kill of the process. After a crash of the
-//! machine the bits may be ahead of the data, so the first open in a new boot hashes what the bits claim.
+//! machine the bits may be ahead of the data, so the first open in a new boot sets them aside as claims; a chunk counts
+//! again once it is hashed ([`Layer::confirm`]), when a reader wants it or at its turn.
 //! One process owns a store; others may read `device` and `device.bits` of it, which change only from 0 to 1.
 //! The kernel may have the device of a complete layer mounted (`docs/adr/0004`): what a set bit vouches for is never
 //! written, punched or cut off again, and a layer goes only as a whole, by its name.
 
 mod bitmap;
+mod claims;
 mod error;
 mod layer;
 mod staging;

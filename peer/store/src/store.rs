@@ -161,16 +161,23 @@ impl Store {
         layer.keep_data(number, data)
     }
 
-    /// Writes the uncompressed form of a chunk whose frame is here already.
-    pub fn unpack(&self, layer: &Layer, number: u32) -> Result<(), StoreError> {
+    /// Makes a chunk readable from what is here of it: what an earlier boot wrote, or a frame. False when that does not do.
+    pub fn recover(&self, layer: &Layer, number: u32) -> Result<bool, StoreError> {
+        layer.confirm_data(number)?;
+        if layer.readable().get(number) {
+            return Ok(true);
+        }
+        layer.confirm_frame(number)?;
+        if !layer.shareable().get(number) {
+            return Ok(false);
+        }
         let frame = layer.read_frame(number)?;
-        let chunk = &layer.chunks()[number as usize];
-        let data = crate::decode_chunk(chunk, &frame).map_err(|_| StoreError::Io {
-            path: layer.paths().device,
-            source: io::Error::new(io::ErrorKind::InvalidData, "the frame on disk is damaged"),
-        })?;
+        let Ok(data) = crate::decode_chunk(&layer.chunks()[number as usize], &frame) else {
+            return Ok(false);
+        };
         self.make_room(data.len() as u64, layer.digest())?;
-        layer.keep_data(number, &data)
+        layer.keep_data(number, &data)?;
+        Ok(true)
     }
 
     /// Layers that must not be evicted: those that are mounted. Replaces the earlier set.

@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use d7y_image::{Chunk, Codec};
-use d7y_store::{Store, StoreError, StoreOptions, decode_chunk};
+use d7y_store::{Layer, Store, StoreError, StoreOptions, decode_chunk};
 use d7y_types::{ByteRange, ChunkHash};
 
 use fixture::{CHUNK_BYTES, commit, fixture, open};
@@ -67,7 +67,8 @@ fn a_layer_of_which_only_the_index_is_here_survives_a_restart() {
     let fixture = fixture(1);
     drop(commit(&open(directory.path(), 1 << 30), &fixture, 0));
     let store = open(directory.path(), 1 << 30);
-    assert!(store.layer(fixture.reference.digest).is_some());
+    let layer = store.layer(fixture.reference.digest).expect("the layer is still there");
+    assert_eq!(bits(&layer)[0], [false, false, true, false]);
 }
 
 /// As when an upstream goes on with another builder, or lies: each record fits its own frame, the index is genuine.
@@ -140,25 +141,89 @@ fn what_lies_in_the_way_of_a_layer_gives_way() {
     assert_eq!(fs::read_dir(directory.path().join("staging")).unwrap().count(), 0, "nothing is left over");
 }
 
+fn crash(layer: &Path, boot: &str) {
+    fs::write(layer.join("boot"), boot).unwrap();
+}
+
+fn bits(layer: &Layer) -> [Vec<bool>; 2] {
+    [layer.readable(), layer.shareable()].map(|bits| (0..4).map(|n| bits.get(n)).collect())
+}
+
+/// Opening hashes nothing: a chunk counts again once somebody asked for it to be confirmed.
 #[test]
 fn a_new_boot_withdraws_what_the_disk_lost() {
     let directory = tempfile::tempdir().unwrap();
     let fixture = fixture(1);
     let store = open(directory.path(), 1 << 30);
     let layer = commit(&store, &fixture, 4);
-    let paths = layer.paths();
+    let (paths, kept) = (layer.paths(), layer.kept_bytes());
     drop((layer, store));
     let device = fs::OpenOptions::new().write(true).open(&paths.device).unwrap();
     device.write_all_at(&[0xff], CHUNK_BYTES as u64 + 7).unwrap();
-    fs::write(paths.device.with_file_name("boot"), "another boot").unwrap();
+    crash(paths.device.parent().unwrap(), "another boot");
 
     let store = open(directory.path(), 1 << 30);
     let layer = store.layer(fixture.reference.digest).unwrap();
+    let zeros = vec![false, false, true, false];
+    assert_eq!(bits(&layer), [zeros.clone(), zeros], "no other process may read what was not confirmed");
+    assert_eq!(layer.kept_bytes(), kept, "it takes its space all the same");
+    assert_eq!(layer.claimed(), [0, 1, 3]);
+
+    layer.confirm(0).unwrap();
+    assert_eq!(bits(&layer), [vec![true, false, true, false], vec![true, false, true, false]]);
+    layer.confirm(1).unwrap();
     assert!(!layer.readable().get(1), "the damaged chunk must be fetched again");
-    assert!(layer.readable().get(0) && layer.readable().get(3));
     assert!(layer.frame(1).is_some(), "its frame is whole");
-    store.unpack(&layer, 1).unwrap();
-    assert!(layer.readable().get(1));
+    assert_eq!(layer.kept_bytes(), kept - CHUNK_BYTES as u64);
+    assert!(store.recover(&layer, 1).unwrap());
+    assert!(store.recover(&layer, 3).unwrap());
+    assert!(layer.readable().is_full() && layer.kept_bytes() == kept);
+}
+
+#[test]
+fn claims_outlive_kills_and_crashes_until_they_are_settled() {
+    let directory = tempfile::tempdir().unwrap();
+    let fixture = fixture(1);
+    let store = open(directory.path(), 1 << 30);
+    let path = commit(&store, &fixture, 4).paths().device.parent().unwrap().to_owned();
+    drop(store);
+    crash(&path, "another boot");
+    let again = |settled: &[u32]| {
+        let store = open(directory.path(), 1 << 30);
+        let layer = store.layer(fixture.reference.digest).unwrap();
+        settled.iter().for_each(|n| layer.confirm(*n).unwrap());
+        layer
+    };
+    again(&[0]);
+    assert_eq!(again(&[]).claimed(), [1, 3], "after a kill");
+    crash(&path, "one more boot");
+    assert_eq!(again(&[]).claimed(), [0, 1, 3], "after a crash nothing is sure");
+    // Killed in the middle of setting the bits aside.
+    crash(&path, "yet another boot");
+    fs::remove_file(path.join("device.bits")).unwrap();
+    let layer = again(&[]);
+    assert!(layer.begin_confirming());
+    assert!(!layer.begin_confirming(), "one is enough");
+    drop(layer);
+    again(&[0, 1, 3]).end_confirming().unwrap();
+    assert!(again(&[]).readable().is_full() && !path.join("device.claims").exists());
+}
+
+/// What comes from the swarm before its turn is kept, counted once, and not hashed again.
+#[test]
+fn a_claimed_chunk_that_is_fetched_is_counted_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let fixture = fixture(1);
+    let store = open(directory.path(), 1 << 30);
+    let layer = commit(&store, &fixture, 4);
+    let (path, kept) = (layer.paths().device.parent().unwrap().to_owned(), layer.kept_bytes());
+    drop((layer, store));
+    crash(&path, "another boot");
+    let store = open(directory.path(), 1 << 30);
+    let layer = store.layer(fixture.reference.digest).unwrap();
+    store.keep(&layer, 0, &fixture.frames[0], &fixture.data[0]).unwrap();
+    assert_eq!((layer.kept_bytes(), layer.claimed()), (kept, vec![1, 3]));
+    assert!(layer.readable().get(0) && layer.frame(0).is_some());
 }
 
 #[test]
