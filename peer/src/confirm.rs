@@ -67,7 +67,7 @@ impl Confirmer {
                 }
                 Err(_) => return,
             };
-            shareable.into_iter().for_each(|number| self.news.announce(layer.digest(), number));
+            shareable.into_iter().for_each(|number| self.news.announce(layer.pack(), number));
         }
         if let Err(error) = layer.end_confirming() {
             tracing::warn!(layer = %layer.digest(), error = chain(&error), "a layer will be confirmed once more");

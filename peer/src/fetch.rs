@@ -13,7 +13,7 @@ use bytes::Bytes;
 use d7y_peer_core::{Bits, Lane, Limits, ParentId, ParentRole, Planner, Request};
 use d7y_store::{Layer, Store, StoreError};
 use d7y_transfer::{Client, Event};
-use d7y_types::Sha256Digest;
+use d7y_types::{PackId, Sha256Digest};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -284,9 +284,9 @@ impl FetchLoop {
     /// Who waits asks again: for the layer that is here then. So do we, for what parents hold of it.
     fn drop_layer(&mut self, digest: Sha256Digest) {
         self.planner.remove_layer(digest);
-        self.parents.values().for_each(|parent| parent.client.unbind(digest));
-        let waiting = self.layers.remove(&digest).map(|entry| entry.waiting).unwrap_or_default();
-        for id in waiting.into_values().flatten() {
+        let Some(entry) = self.layers.remove(&digest) else { return };
+        self.parents.values().for_each(|parent| parent.client.unbind(entry.layer.pack()));
+        for id in entry.waiting.into_values().flatten() {
             self.waiters.remove(&id);
         }
     }
@@ -311,7 +311,7 @@ impl FetchLoop {
             }
             for parent in &entry.parents {
                 match by_address.get(&parent.address) {
-                    Some(id) if self.parents[id].client.bind(*digest) => {}
+                    Some(id) if self.parents[id].client.bind(entry.layer.pack()) => {}
                     Some(id) => drop(useless.insert(*id)),
                     None => drop(wanted.insert(*parent)),
                 }
@@ -355,8 +355,9 @@ impl FetchLoop {
             Lane::Prefetch => d7y_transfer::Lane::Prefetch,
             Lane::Background => d7y_transfer::Lane::Background,
         };
-        let parent = self.parents.get(&request.parent);
-        if !parent.is_some_and(|to| to.client.get(request.layer, lane, &request.chunks)) {
+        let Some(entry) = self.layers.get(&request.layer) else { return };
+        let (parent, pack) = (self.parents.get(&request.parent), entry.layer.pack());
+        if !parent.is_some_and(|to| to.client.get(pack, lane, &request.chunks)) {
             self.lost(request.parent);
         }
     }
@@ -387,22 +388,36 @@ impl FetchLoop {
 
     fn event(&mut self, parent: ParentId, event: Event) {
         match event {
-            Event::Frame { layer, number, frame } => self.frame(parent, layer, number, frame),
-            Event::Missing { layer, number } => self.planner.refused(layer, number, parent),
-            Event::Have { layer, numbers } => self.planner.add_holding(layer, parent, numbers),
-            Event::Holding { layer, bits } => {
-                let Some(entry) = self.layers.get(&layer) else { return };
-                let len = entry.layer.chunks().len() as u32;
-                let bits = Bits::from_bytes(bits, len).unwrap_or_else(|| Bits::new(len));
-                self.planner.set_holding(layer, parent, bits);
+            Event::Frame { pack, number, frame } => self.frame(parent, pack, number, frame),
+            Event::Missing { pack, number } if self.is_current(pack) => {
+                self.planner.refused(pack.layer, number, parent);
             }
+            Event::Have { pack, numbers } if self.is_current(pack) => {
+                self.planner.add_holding(pack.layer, parent, numbers);
+            }
+            Event::Holding { pack, bits } if self.is_current(pack) => {
+                let len = self.layers[&pack.layer].layer.chunks().len() as u32;
+                let bits = Bits::from_bytes(bits, len).unwrap_or_else(|| Bits::new(len));
+                self.planner.set_holding(pack.layer, parent, bits);
+            }
+            // Asked before the layer went or came with another chunk table.
+            _ => {}
         }
     }
 
+    fn is_current(&self, pack: PackId) -> bool {
+        self.layers.get(&pack.layer).is_some_and(|entry| entry.layer.pack() == pack)
+    }
+
     /// Verifies and keeps a frame on the blocking pool; nobody sees it before.
-    fn frame(&mut self, parent: ParentId, digest: Sha256Digest, number: u32, frame: Bytes) {
-        let (Some(entry), Some(from)) = (self.layers.get(&digest), self.parents.get(&parent)) else { return };
-        if self.planner.is_present(digest, number) || number as usize >= entry.layer.chunks().len() {
+    fn frame(&mut self, parent: ParentId, pack: PackId, number: u32, frame: Bytes) {
+        let (Some(entry), Some(from)) = (self.layers.get(&pack.layer), self.parents.get(&parent)) else {
+            return;
+        };
+        if entry.layer.pack() != pack {
+            return;
+        }
+        if self.planner.is_present(pack.layer, number) || number as usize >= entry.layer.chunks().len() {
             return;
         }
         let source = if from.parent.seed { Source::seed } else { Source::node };
@@ -426,11 +441,12 @@ impl FetchLoop {
             // Evicted meanwhile, perhaps opened again: the one that is here now does not have the chunk.
             return;
         }
-        let layer = layer.digest();
+        let pack = layer.pack();
+        let layer = pack.layer;
         match outcome {
             Outcome::Kept => {
                 self.planner.arrived(layer, number, now);
-                self.context.news.announce(layer, number);
+                self.context.news.announce(pack, number);
                 self.release(layer, number, None);
             }
             Outcome::Uncached(data) => {

@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 
-use d7y_types::Sha256Digest;
+use d7y_types::PackId;
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
@@ -9,19 +9,19 @@ const BACKLOG: usize = 4096;
 
 /// Tells the peers that follow a layer which chunks arrived here.
 #[derive(Debug, Default)]
-pub struct News(Mutex<HashMap<Sha256Digest, broadcast::Sender<u32>>>);
+pub struct News(Mutex<HashMap<PackId, broadcast::Sender<u32>>>);
 
 impl News {
-    pub fn announce(&self, layer: Sha256Digest, number: u32) {
+    pub fn announce(&self, pack: PackId, number: u32) {
         let mut layers = self.0.lock();
-        if let Some(listeners) = layers.get(&layer)
+        if let Some(listeners) = layers.get(&pack)
             && listeners.send(number).is_err()
         {
-            layers.remove(&layer);
+            layers.remove(&pack);
         }
     }
 
-    pub fn follow(&self, layer: Sha256Digest) -> broadcast::Receiver<u32> {
-        self.0.lock().entry(layer).or_insert_with(|| broadcast::channel(BACKLOG).0).subscribe()
+    pub fn follow(&self, pack: PackId) -> broadcast::Receiver<u32> {
+        self.0.lock().entry(pack).or_insert_with(|| broadcast::channel(BACKLOG).0).subscribe()
     }
 }

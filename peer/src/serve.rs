@@ -6,7 +6,7 @@ use bytes::Bytes;
 use d7y_chassis::tasks::{OnEnd, Tasks};
 use d7y_store::{FrameLocation, Layer, Staging};
 use d7y_transfer::{FailureCode, Holding, Opening, Provider, Region};
-use d7y_types::{LayerRef, Sha256Digest};
+use d7y_types::{LayerRef, PackId};
 use tokio::sync::{mpsc, watch};
 
 use crate::failure::{OpenFailure, chain};
@@ -22,6 +22,13 @@ pub struct Uploads {
     pub layers: Arc<Layers>,
     pub news: Arc<News>,
     pub tasks: Tasks,
+}
+
+impl Uploads {
+    /// The layer, when its chunks here are those that the other side means.
+    fn known(&self, pack: PackId) -> Option<Arc<Layer>> {
+        self.layers.store.layer(pack.layer).filter(|layer| layer.pack() == pack)
+    }
 }
 
 impl Provider for Uploads {
@@ -43,15 +50,15 @@ impl Provider for Uploads {
         receive
     }
 
-    fn frame(&self, layer: Sha256Digest, number: u32) -> Option<Region> {
-        self.layers.store.layer(layer)?.frame(number).map(region)
+    fn frame(&self, pack: PackId, number: u32) -> Option<Region> {
+        self.known(pack)?.frame(number).map(region)
     }
 
-    fn holding(&self, layer: Sha256Digest) -> Option<Holding> {
-        let known = self.layers.store.layer(layer)?;
+    fn holding(&self, pack: PackId) -> Option<Holding> {
+        let known = self.known(pack)?;
         self.layers.confirmer.start(&known);
         // Listening first: what arrives in between is said twice rather than never.
-        let news = self.news.follow(layer);
+        let news = self.news.follow(pack);
         Some(Holding { bits: known.shareable().to_bytes(), news })
     }
 

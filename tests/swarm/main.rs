@@ -1,6 +1,7 @@
 //! Real peers and schedulers, real sockets, a registry that misbehaves on request.
 #![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 
+mod builders;
 mod disk;
 mod layer;
 mod rig;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use d7y_image::{Chunk, Codec, open_unchanged};
-use d7y_types::{ByteRange, LayerRef, Sha256Digest};
+use d7y_types::{ByteRange, LayerRef, PackId, Sha256Digest, TableHash};
 
 use crate::bitmap::Bitmap;
 use crate::claims::Claims;
@@ -31,7 +31,7 @@ pub struct LayerPaths {
 /// One layer in the store.
 #[derive(Debug)]
 pub struct Layer {
-    digest: Sha256Digest,
+    pack_id: PackId,
     reference: LayerRef,
     directory: PathBuf,
     chunks: Vec<Chunk>,
@@ -68,7 +68,7 @@ impl Layer {
         let claims = Claims::load(directory, &index.chunks, &device_bits, &pack_bits);
         let layer = Self {
             claims: claims.map_err(StoreError::io(directory))?,
-            digest: index.layer,
+            pack_id: PackId { layer: index.layer, table: hash_table(&index.chunks) },
             reference,
             directory: directory.to_owned(),
             device_bytes: index.device_bytes(),
@@ -92,7 +92,12 @@ impl Layer {
     }
 
     pub fn digest(&self) -> Sha256Digest {
-        self.digest
+        self.pack_id.layer
+    }
+
+    /// Whose chunks these are: peers with the same can trade them.
+    pub fn pack(&self) -> PackId {
+        self.pack_id
     }
 
     /// Where the layer comes from: its origin, and what it must hash to.
@@ -274,7 +279,7 @@ impl Layer {
         let ours = claims.clear(n).map_err(StoreError::io(&self.directory))?;
         if ours && !valid {
             self.kept_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            tracing::warn!(layer = %self.digest, chunk = n, "a damaged chunk on disk is withdrawn and will be refetched");
+            tracing::warn!(layer = %self.digest(), chunk = n, "a damaged chunk on disk is withdrawn and will be refetched");
         }
         Ok(())
     }
@@ -314,4 +319,12 @@ impl Layer {
     fn pack_matches(&self, number: u32, chunk: &Chunk) -> bool {
         self.read_frame(number).is_ok_and(|frame| crate::decode_chunk(chunk, &frame).is_ok())
     }
+}
+
+fn hash_table(chunks: &[Chunk]) -> TableHash {
+    let mut hasher = blake3::Hasher::new();
+    for chunk in chunks {
+        hasher.update(&chunk.encode());
+    }
+    TableHash(*hasher.finalize().as_bytes())
 }

@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 
 use bytes::{Bytes, BytesMut};
-use d7y_types::Sha256Digest;
+use d7y_types::PackId;
 
 use crate::codec::{FailureCode, Header, Kind, MAX_BINDS, WireError, numbers};
 
@@ -14,21 +14,21 @@ const MAX_HOLDING_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub enum Event {
     Frame {
-        layer: Sha256Digest,
+        pack: PackId,
         number: u32,
         frame: Bytes,
     },
     Missing {
-        layer: Sha256Digest,
+        pack: PackId,
         number: u32,
     },
     /// The bits of all that the parent holds; empty when it does not know the layer. Replaces what it said before.
     Holding {
-        layer: Sha256Digest,
+        pack: PackId,
         bits: Vec<u8>,
     },
     Have {
-        layer: Sha256Digest,
+        pack: PackId,
         numbers: Vec<u32>,
     },
 }
@@ -54,13 +54,13 @@ pub enum Opened {
 /// that a parent cannot fill this node's memory.
 #[derive(Debug, Default)]
 pub(crate) struct Questions {
-    by_layer: HashMap<Sha256Digest, u32>,
+    by_pack: HashMap<PackId, u32>,
     streams: Vec<Stream>,
 }
 
 #[derive(Debug)]
 struct Stream {
-    layer: Sha256Digest,
+    pack: PackId,
     asked_to_bind: bool,
     /// How often each chunk was asked for.
     chunks: HashMap<u32, u32>,
@@ -78,8 +78,8 @@ pub(crate) enum Binding {
 }
 
 impl Questions {
-    pub fn bind(&mut self, layer: Sha256Digest) -> Binding {
-        if let Some(&number) = self.by_layer.get(&layer) {
+    pub fn bind(&mut self, pack: PackId) -> Binding {
+        if let Some(&number) = self.by_pack.get(&pack) {
             let stream = &mut self.streams[number as usize];
             return match std::mem::replace(&mut stream.asked_to_bind, true) {
                 true => Binding::Done,
@@ -90,20 +90,20 @@ impl Questions {
             return Binding::Full;
         }
         let number = self.streams.len() as u32;
-        self.by_layer.insert(layer, number);
-        let stream = Stream { layer, asked_to_bind: true, chunks: HashMap::new(), holding: Vec::new() };
+        self.by_pack.insert(pack, number);
+        let stream = Stream { pack, asked_to_bind: true, chunks: HashMap::new(), holding: Vec::new() };
         self.streams.push(stream);
         Binding::Ask(number)
     }
 
     /// The next bind takes a new stream: on the old one the parent has said all that it will say of its own accord.
-    pub fn unbind(&mut self, layer: Sha256Digest) {
-        self.by_layer.remove(&layer);
+    pub fn unbind(&mut self, pack: PackId) {
+        self.by_pack.remove(&pack);
     }
 
     /// Notes that chunks are asked for; nothing when the layer is not bound.
-    pub fn ask(&mut self, layer: Sha256Digest, chunks: &[u32]) -> Option<u32> {
-        let number = *self.by_layer.get(&layer)?;
+    pub fn ask(&mut self, pack: PackId, chunks: &[u32]) -> Option<u32> {
+        let number = *self.by_pack.get(&pack)?;
         let asked = &mut self.streams[number as usize].chunks;
         chunks.iter().for_each(|chunk| *asked.entry(*chunk).or_default() += 1);
         Some(number)
@@ -113,22 +113,22 @@ impl Questions {
     pub fn answer(&mut self, header: Header, payload: Bytes) -> Result<Option<Event>, WireError> {
         let stream = self.streams.get_mut(header.stream as usize);
         let stream = stream.ok_or(WireError::Protocol("an answer to no question"))?;
-        let (layer, number) = (stream.layer, header.number);
+        let (pack, number) = (stream.pack, header.number);
         match header.kind {
             Kind::Frame => {
                 stream.settle(number)?;
-                Ok(Some(Event::Frame { layer, number, frame: payload }))
+                Ok(Some(Event::Frame { pack, number, frame: payload }))
             }
             Kind::Missing => {
                 stream.settle(number)?;
-                Ok(Some(Event::Missing { layer, number }))
+                Ok(Some(Event::Missing { pack, number }))
             }
-            Kind::Have => Ok(Some(Event::Have { layer, numbers: numbers(&payload)? })),
+            Kind::Have => Ok(Some(Event::Have { pack, numbers: numbers(&payload)? })),
             Kind::Holding if payload.is_empty() => {
                 let bits = std::mem::take(&mut stream.holding);
                 // A layer that is unknown there now may be asked about again.
                 stream.asked_to_bind = !bits.is_empty();
-                Ok(Some(Event::Holding { layer, bits }))
+                Ok(Some(Event::Holding { pack, bits }))
             }
             Kind::Holding if stream.holding.len() + payload.len() > MAX_HOLDING_BYTES => {
                 Err(WireError::Protocol("more bits than any layer has"))

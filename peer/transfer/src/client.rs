@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
-use d7y_types::{LayerRef, Sha256Digest};
+use d7y_types::{LayerRef, PackId};
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -66,24 +66,25 @@ impl Client {
 
     /// Asks what the parent holds of a layer, now and from now on; asks again when it did not know the layer. False
     /// when the connection is gone, clogged or has too many layers: then it is of no more use.
-    pub fn bind(&self, layer: Sha256Digest) -> bool {
-        match lock(&self.questions).bind(layer) {
+    pub fn bind(&self, pack: PackId) -> bool {
+        match lock(&self.questions).bind(pack) {
             Binding::Done => true,
             Binding::Full => false,
             Binding::Ask(stream) => {
-                self.send.try_send(frame(Header::new(Kind::Bind, stream, 0, 32), &layer.0)).is_ok()
+                let id = [pack.layer.0, pack.table.0].concat();
+                self.send.try_send(frame(Header::new(Kind::Bind, stream, 0, id.len()), &id)).is_ok()
             }
         }
     }
 
     /// Forgets that the layer was bound: the next [`Self::bind`] asks anew. What was asked for still comes.
-    pub fn unbind(&self, layer: Sha256Digest) {
-        lock(&self.questions).unbind(layer);
+    pub fn unbind(&self, pack: PackId) {
+        lock(&self.questions).unbind(pack);
     }
 
     /// Asks for chunks of a bound layer; they come as events. False as for [`Self::bind`].
-    pub fn get(&self, layer: Sha256Digest, lane: Lane, chunks: &[u32]) -> bool {
-        let Some(stream) = lock(&self.questions).ask(layer, chunks) else { return false };
+    pub fn get(&self, pack: PackId, lane: Lane, chunks: &[u32]) -> bool {
+        let Some(stream) = lock(&self.questions).ask(pack, chunks) else { return false };
         chunks.chunks(GET_BATCH).all(|batch| {
             let payload = encode_numbers(batch);
             let header = Header { lane, ..Header::new(Kind::Get, stream, 0, payload.len()) };

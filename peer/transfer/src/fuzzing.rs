@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use d7y_types::Sha256Digest;
+use d7y_types::{PackId, Sha256Digest, TableHash};
 
 use crate::answers::{Opening, Questions};
 use crate::codec::{Header, MAX_PAYLOAD_BYTES, MAX_REQUEST_BYTES, read_frame};
@@ -21,8 +21,9 @@ pub fn requests(mut input: &[u8]) {
 pub fn answers(mut input: &[u8]) {
     let mut questions = Questions::default();
     for n in 0..4 {
-        questions.bind(Sha256Digest([n; 32]));
-        questions.ask(Sha256Digest([n; 32]), &[0, 1, 2, 3, 4, 5, 6, 7]);
+        let pack = PackId { layer: Sha256Digest([n; 32]), table: TableHash([n; 32]) };
+        questions.bind(pack);
+        questions.ask(pack, &[0, 1, 2, 3, 4, 5, 6, 7]);
     }
     while let Some((header, payload)) = next(&mut input, MAX_PAYLOAD_BYTES)
         && questions.answer(header, payload).is_ok()

@@ -19,7 +19,7 @@
 //! |---|---|---|
 //! | 1 Hello | both | UTF-8 peer id; `number` is the protocol version, 1 |
 //! | 2 Open | client | [`d7y_types::LayerRef`] as JSON; the only request on its connection |
-//! | 3 Bind | client | 32-byte layer digest: what `stream` stands for from now on; answered by Holding; at most 4096 streams |
+//! | 3 Bind | client | [`d7y_types::PackId`], layer digest and table hash of 32 bytes each: what `stream` stands for from now on; answered by Holding; at most 4096 streams |
 //! | 4 Get | client | chunk numbers, u32 each |
 //! | 16 Staged | server | 40-byte chunk record, then the frame: a chunk of a layer that is still being read |
 //! | 17 Index | server | a part of the sealed index |
@@ -31,7 +31,7 @@
 //! | 23 Have | server | chunk numbers that came since, u32 each |
 //! | 24 Working | server | empty: whoever reads the opened layer from its origin is still at it |
 //!
-//! A Holding without bits says that the layer is unknown; the client may bind the same stream again. A later Holding
+//! A Holding without bits says that the layer is unknown, or known with another chunk table; the client may bind the same stream again. A later Holding
 //! replaces the first: the server sends one when it has more news than the connection takes.
 //!
 //! Within a connection a server sends demand before prefetch before background. A demand waits for what is in the

@@ -1,4 +1,4 @@
-use d7y_types::{LayerRef, Sha256Digest};
+use d7y_types::{LayerRef, PackId, Sha256Digest, TableHash};
 
 use crate::codec::{Header, Kind, Lane, WireError, numbers};
 
@@ -6,7 +6,7 @@ use crate::codec::{Header, Kind, Lane, WireError, numbers};
 #[derive(Debug)]
 pub(crate) enum Request {
     Open { stream: u32, layer: LayerRef },
-    Bind { stream: u32, layer: Sha256Digest },
+    Bind { stream: u32, pack: PackId },
     Get { stream: u32, lane: Lane, chunks: Vec<u32> },
 }
 
@@ -20,8 +20,13 @@ impl Request {
                 Ok(Self::Open { stream, layer })
             }
             Kind::Bind => {
-                let digest = payload.try_into().map_err(|_| WireError::Protocol("not a digest"))?;
-                Ok(Self::Bind { stream, layer: Sha256Digest(digest) })
+                let (&[layer, table], []) = payload.as_chunks::<32>() else {
+                    return Err(WireError::Protocol("not a pack's id"));
+                };
+                Ok(Self::Bind {
+                    stream,
+                    pack: PackId { layer: Sha256Digest(layer), table: TableHash(table) },
+                })
             }
             Kind::Get => Ok(Self::Get { stream, lane, chunks: numbers(payload)? }),
             _ => Err(WireError::Protocol("a client sent a server's frame")),

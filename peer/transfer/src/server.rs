@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use d7y_types::{LayerRef, Sha256Digest};
+use d7y_types::{LayerRef, PackId};
 use tokio::io::BufReader;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpListener, TcpStream};
@@ -58,9 +58,9 @@ pub trait Provider: Send + Sync + 'static {
     /// nobody asks any more.
     fn open(&self, layer: LayerRef, asker: &str) -> mpsc::Receiver<Opening>;
     /// Where the frame of a chunk lies, at most [`MAX_PAYLOAD_BYTES`](crate::MAX_PAYLOAD_BYTES); nothing when it is not here.
-    fn frame(&self, layer: Sha256Digest, number: u32) -> Option<Region>;
-    /// Nothing when the layer is unknown.
-    fn holding(&self, layer: Sha256Digest) -> Option<Holding>;
+    fn frame(&self, pack: PackId, number: u32) -> Option<Region>;
+    /// Nothing when the layer is unknown, or has another chunk table here.
+    fn holding(&self, pack: PackId) -> Option<Holding>;
     /// Called after frames of this many bytes were handed to a socket.
     fn uploaded(&self, bytes: u64);
     fn peer_id(&self) -> String;
@@ -166,7 +166,7 @@ struct Connection<P> {
 
 #[derive(Clone, Copy)]
 struct Bound {
-    layer: Sha256Digest,
+    pack: PackId,
     known: bool,
 }
 
@@ -176,7 +176,7 @@ impl<P: Provider> Connection<P> {
             let (header, payload) = read_frame(&mut reader, MAX_REQUEST_BYTES).await?;
             let gone = match Request::parse(header, &payload)? {
                 Request::Open { stream, layer } => return self.open(stream, layer, reader).await,
-                Request::Bind { stream, layer } => !self.bind(stream, layer).await?,
+                Request::Bind { stream, pack } => !self.bind(stream, pack).await?,
                 Request::Get { stream, lane, chunks } => !self.get(stream, lane, &chunks).await?,
             };
             if gone {
@@ -209,23 +209,23 @@ impl<P: Provider> Connection<P> {
         }
     }
 
-    async fn bind(&mut self, stream: u32, layer: Sha256Digest) -> Result<bool, WireError> {
+    async fn bind(&mut self, stream: u32, pack: PackId) -> Result<bool, WireError> {
         match self.binds.get(&stream) {
             None if self.binds.len() >= MAX_BINDS => {
                 return Err(WireError::Protocol("too many layers on one connection"));
             }
-            Some(bound) if bound.known || bound.layer != layer => {
+            Some(bound) if bound.known || bound.pack != pack => {
                 return Err(WireError::Protocol("a stream that stands for a layer already"));
             }
             // What was unknown may have come since.
             _ => {}
         }
-        let holding = self.provider.holding(layer);
-        self.binds.insert(stream, Bound { layer, known: holding.is_some() });
+        let holding = self.provider.holding(pack);
+        self.binds.insert(stream, Bound { pack, known: holding.is_some() });
         let bits = holding.as_ref().map_or(&[][..], |holding| &holding.bits);
         let sent = send_holding(&self.lanes, stream, bits).await;
         if let Some(holding) = holding {
-            let news = News { provider: self.provider.clone(), lanes: self.lanes.clone(), stream, layer };
+            let news = News { provider: self.provider.clone(), lanes: self.lanes.clone(), stream, pack };
             self.tasks.spawn(news.forward(holding.news));
         }
         Ok(sent)
@@ -233,9 +233,9 @@ impl<P: Provider> Connection<P> {
 
     async fn get(&mut self, stream: u32, lane: Lane, chunks: &[u32]) -> Result<bool, WireError> {
         let bound = self.binds.get(&stream).copied();
-        let Bound { layer, .. } = bound.ok_or(WireError::Protocol("a stream that no layer was bound to"))?;
+        let Bound { pack, .. } = bound.ok_or(WireError::Protocol("a stream that no layer was bound to"))?;
         for &number in chunks {
-            let sent = match self.provider.frame(layer, number) {
+            let sent = match self.provider.frame(pack, number) {
                 Some(region) => {
                     let header = Header::new(Kind::Frame, stream, number, region.length as usize);
                     self.lanes.send_stored(lane, header, Bytes::new(), region).await
@@ -307,7 +307,7 @@ struct News<P> {
     provider: Arc<P>,
     lanes: Lanes,
     stream: u32,
-    layer: Sha256Digest,
+    pack: PackId,
 }
 
 impl<P: Provider> News<P> {
@@ -321,7 +321,7 @@ impl<P: Provider> News<P> {
                 }
                 // The client lags behind: all that is here says it shorter.
                 Err(RecvError::Lagged(_)) => {
-                    let Some(holding) = self.provider.holding(self.layer) else { return };
+                    let Some(holding) = self.provider.holding(self.pack) else { return };
                     news = holding.news;
                     send_holding(&self.lanes, self.stream, &holding.bits).await
                 }

@@ -2,10 +2,12 @@
 
 mod digest;
 mod layer;
+mod pack;
 mod range;
 
 pub use digest::{ChunkHash, DigestError, Sha256Digest};
 pub use layer::{Compression, LayerRef, MediaTypeError};
+pub use pack::{PackId, TableHash};
 pub use range::ByteRange;
 
 /// The block size of every layer device and bootstrap (EROFS `blkszbits` 12), in bytes.

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use d7y_transfer::{Client, Event, Holding, Opening, Provider, Region, ServerLimits, WireError, serve};
-use d7y_types::{Compression, LayerRef, Sha256Digest};
+use d7y_types::{Compression, LayerRef, PackId, Sha256Digest, TableHash};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
@@ -18,17 +18,19 @@ use tokio_util::sync::CancellationToken;
 /// Longer than anything here takes; a wait that reaches it has failed.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 pub const LAYER: Sha256Digest = Sha256Digest([7; 32]);
-pub const UNKNOWN: Sha256Digest = Sha256Digest([8; 32]);
+pub const PACK: PackId = PackId { layer: LAYER, table: TableHash([5; 32]) };
+/// The same layer as another builder cut it up.
+pub const UNKNOWN: PackId = PackId { layer: LAYER, table: TableHash([6; 32]) };
 pub const FRAME_BYTES: u32 = 64 << 10;
 
-/// Every chunk of [`LAYER`] has a frame of [`FRAME_BYTES`] that begins with its number.
+/// Every chunk of [`PACK`] has a frame of [`FRAME_BYTES`] that begins with its number.
 pub struct Fake {
     pub chunks: u32,
     pub openings: Mutex<Option<mpsc::Receiver<Opening>>>,
     /// What was opened, and by whom.
     pub opened: watch::Sender<Option<(LayerRef, String)>>,
-    /// Bits of layers that are known.
-    pub held: Mutex<HashMap<Sha256Digest, Vec<u8>>>,
+    /// Bits of packs that are known.
+    pub held: Mutex<HashMap<PackId, Vec<u8>>>,
     pub news: broadcast::Sender<u32>,
     pub asked_frames: watch::Sender<usize>,
     pub asked_holdings: watch::Sender<usize>,
@@ -49,7 +51,7 @@ impl Fake {
             chunks,
             openings: Mutex::default(),
             opened: watch::Sender::new(None),
-            held: Mutex::new([(LAYER, bits)].into()),
+            held: Mutex::new([(PACK, bits)].into()),
             news: broadcast::Sender::new(16),
             asked_frames: watch::Sender::new(0),
             asked_holdings: watch::Sender::new(0),
@@ -77,15 +79,15 @@ impl Provider for Fake {
         self.openings.lock().unwrap().take().unwrap_or_else(|| mpsc::channel(1).1)
     }
 
-    fn frame(&self, layer: Sha256Digest, number: u32) -> Option<Region> {
+    fn frame(&self, pack: PackId, number: u32) -> Option<Region> {
         self.asked_frames.send_modify(|n| *n += 1);
         // The last one is claimed to be here, past the end of the file.
-        (layer == LAYER && number <= self.chunks).then(|| self.region(number))
+        (pack == PACK && number <= self.chunks).then(|| self.region(number))
     }
 
-    fn holding(&self, layer: Sha256Digest) -> Option<Holding> {
+    fn holding(&self, pack: PackId) -> Option<Holding> {
         self.asked_holdings.send_modify(|n| *n += 1);
-        let bits = self.held.lock().unwrap().get(&layer).cloned()?;
+        let bits = self.held.lock().unwrap().get(&pack).cloned()?;
         Some(Holding { bits, news: self.news.subscribe() })
     }
 

@@ -1,10 +1,10 @@
 use std::sync::atomic::Ordering;
 
 use d7y_transfer::{Event, Lane, ServerLimits, WireError};
-use d7y_types::Sha256Digest;
+use d7y_types::{PackId, Sha256Digest};
 use tokio::io::AsyncWriteExt;
 
-use crate::fake::{FRAME_BYTES, Fake, Fetching, LAYER, UNKNOWN, start, within};
+use crate::fake::{FRAME_BYTES, Fake, Fetching, PACK, UNKNOWN, start, within};
 use crate::raw;
 
 #[tokio::test]
@@ -13,21 +13,21 @@ async fn chunks_come_as_asked_and_what_is_not_here_is_missing() {
     let server = start(&fake, ServerLimits::default()).await;
     let mut fetching = Fetching::connect(server.address).await;
     assert_eq!(fetching.client.peer_id(), "seed-1");
-    assert!(!fetching.client.get(LAYER, Lane::Demand, &[0]), "not bound yet");
-    assert!(fetching.client.bind(LAYER));
+    assert!(!fetching.client.get(PACK, Lane::Demand, &[0]), "not bound yet");
+    assert!(fetching.client.bind(PACK));
     let event = fetching.event().await;
-    assert!(matches!(&event, Event::Holding { layer: LAYER, bits } if bits == &[0xff]), "{event:?}");
+    assert!(matches!(&event, Event::Holding { pack: PACK, bits } if bits == &[0xff]), "{event:?}");
 
     // Chunk 3 is claimed, but the disk does not give it; nobody has chunk 9.
-    assert!(fetching.client.get(LAYER, Lane::Demand, &[2, 3, 9, 0, u32::MAX]));
+    assert!(fetching.client.get(PACK, Lane::Demand, &[2, 3, 9, 0, u32::MAX]));
     let mut told = Vec::new();
     for _ in 0..5 {
         match fetching.event().await {
-            Event::Frame { layer: LAYER, number, frame } => {
+            Event::Frame { pack: PACK, number, frame } => {
                 assert_eq!((frame.len(), &frame[..4]), (FRAME_BYTES as usize, &number.to_le_bytes()[..]));
                 told.push((number, true));
             }
-            Event::Missing { layer: LAYER, number } => told.push((number, false)),
+            Event::Missing { pack: PACK, number } => told.push((number, false)),
             other => panic!("{other:?}"),
         }
     }
@@ -40,10 +40,10 @@ async fn more_chunks_than_one_message_takes_are_asked_for_in_several() {
     let fake = Fake::new(8);
     let server = start(&fake, ServerLimits::default()).await;
     let mut fetching = Fetching::connect(server.address).await;
-    fetching.client.bind(LAYER);
+    fetching.client.bind(PACK);
     fetching.event().await;
     let chunks: Vec<u32> = (0..2500).map(|n| n + 100).collect();
-    assert!(fetching.client.get(LAYER, Lane::Background, &chunks));
+    assert!(fetching.client.get(PACK, Lane::Background, &chunks));
     for expected in chunks {
         let event = fetching.event().await;
         assert!(matches!(event, Event::Missing { number, .. } if number == expected), "{event:?}");
@@ -54,12 +54,12 @@ async fn more_chunks_than_one_message_takes_are_asked_for_in_several() {
 async fn bits_of_a_huge_layer_come_whole() {
     let fake = Fake::new(8);
     let bits: Vec<u8> = (0..600_000_u32).map(|n| n as u8).collect();
-    fake.held.lock().unwrap().insert(LAYER, bits.clone());
+    fake.held.lock().unwrap().insert(PACK, bits.clone());
     let server = start(&fake, ServerLimits::default()).await;
     let mut fetching = Fetching::connect(server.address).await;
-    fetching.client.bind(LAYER);
+    fetching.client.bind(PACK);
     match fetching.event().await {
-        Event::Holding { layer: LAYER, bits: told } => assert!(told == bits),
+        Event::Holding { pack: PACK, bits: told } => assert!(told == bits),
         other => panic!("{other:?}"),
     }
 }
@@ -70,11 +70,11 @@ async fn a_layer_that_was_unbound_is_asked_about_anew() {
     let server = start(&fake, ServerLimits::default()).await;
     let mut fetching = Fetching::connect(server.address).await;
     for _ in 0..2 {
-        assert!(fetching.client.bind(LAYER));
+        assert!(fetching.client.bind(PACK));
         let event = fetching.event().await;
-        assert!(matches!(&event, Event::Holding { layer: LAYER, bits } if bits == &[0xff]), "{event:?}");
-        fetching.client.unbind(LAYER);
-        assert!(!fetching.client.get(LAYER, Lane::Demand, &[0]), "not bound any more");
+        assert!(matches!(&event, Event::Holding { pack: PACK, bits } if bits == &[0xff]), "{event:?}");
+        fetching.client.unbind(PACK);
+        assert!(!fetching.client.get(PACK, Lane::Demand, &[0]), "not bound any more");
     }
 }
 
@@ -90,7 +90,7 @@ async fn a_layer_that_was_unknown_can_be_bound_again() {
         assert!(fetching.client.bind(UNKNOWN));
         assert!(fetching.client.bind(UNKNOWN), "asked already: nothing is sent");
         match fetching.event().await {
-            Event::Holding { layer: UNKNOWN, bits } => assert_eq!(bits.is_empty(), !known),
+            Event::Holding { pack: UNKNOWN, bits } => assert_eq!(bits.is_empty(), !known),
             other => panic!("{other:?}"),
         }
     }
@@ -103,17 +103,17 @@ async fn a_client_refuses_more_layers_than_a_connection_may_have() {
     let fake = Fake::new(1);
     let server = start(&fake, ServerLimits::default()).await;
     let mut fetching = Fetching::connect(server.address).await;
-    let layer = |n: u32| {
+    let pack = |n: u32| {
         let mut raw = [0; 32];
         raw[..4].copy_from_slice(&n.to_le_bytes());
-        Sha256Digest(raw)
+        PackId { layer: Sha256Digest(raw), ..PACK }
     };
     for n in 0..4096 {
-        assert!(fetching.client.bind(layer(n)));
+        assert!(fetching.client.bind(pack(n)));
         fetching.event().await;
     }
-    assert!(!fetching.client.bind(layer(4096)));
-    assert!(fetching.client.bind(layer(7)), "the others stay");
+    assert!(!fetching.client.bind(pack(4096)));
+    assert!(fetching.client.bind(pack(7)), "the others stay");
 }
 
 #[tokio::test]
@@ -121,7 +121,7 @@ async fn news_follow_what_was_held_and_a_laggard_is_told_everything() {
     let fake = Fake::new(64);
     let server = start(&fake, ServerLimits::default()).await;
     let mut fetching = Fetching::connect(server.address).await;
-    fetching.client.bind(LAYER);
+    fetching.client.bind(PACK);
     fetching.event().await;
     within(async {
         while fake.news.receiver_count() == 0 {
@@ -133,15 +133,15 @@ async fn news_follow_what_was_held_and_a_laggard_is_told_everything() {
         fake.news.send(number).unwrap();
     }
     let event = fetching.event().await;
-    assert!(matches!(&event, Event::Have { layer: LAYER, numbers } if numbers == &[0, 1, 2]), "{event:?}");
+    assert!(matches!(&event, Event::Have { pack: PACK, numbers } if numbers == &[0, 1, 2]), "{event:?}");
 
     // More than the channel keeps, before the server's task can run.
-    fake.held.lock().unwrap().insert(LAYER, vec![0xaa; 8]);
+    fake.held.lock().unwrap().insert(PACK, vec![0xaa; 8]);
     for number in 0..40 {
         fake.news.send(number).unwrap();
     }
     match fetching.event().await {
-        Event::Holding { layer: LAYER, bits } => assert_eq!(bits, [0xaa; 8]),
+        Event::Holding { pack: PACK, bits } => assert_eq!(bits, [0xaa; 8]),
         other => panic!("{other:?}"),
     }
     fake.news.send(63).unwrap();
@@ -157,7 +157,7 @@ async fn lanes_overtake_each_other_within_a_bound() {
     let fake = Fake::new(3 * PER_LANE);
     let server = start(&fake, ServerLimits::default()).await;
     let mut socket = raw::greeted(server.address).await;
-    let bind = raw::message(raw::BIND, 0, [0, 0], &LAYER.0);
+    let bind = raw::message(raw::BIND, 0, [0, 0], &raw::pack(PACK));
     socket.write_all(&bind).await.unwrap();
     for _ in 0..2 {
         assert_eq!(raw::read(&mut socket).await.kind, raw::HOLDING);
@@ -203,7 +203,7 @@ async fn the_last_client_closes_the_connection() {
     let Fetching { client, events: _events, ended } = Fetching::connect(server.address).await;
     let clone = client.clone();
     drop(client);
-    assert!(clone.bind(LAYER));
+    assert!(clone.bind(PACK));
     drop(clone);
     within(ended).await.unwrap().unwrap();
 }

@@ -5,7 +5,7 @@ use d7y_transfer::{Client, ClientError, Lane, OpenStream, ServerLimits, WireErro
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
-use crate::fake::{Fake, Fetching, LAYER, PATIENCE, reference, start, within};
+use crate::fake::{Fake, Fetching, PACK, PATIENCE, reference, start, within};
 use crate::raw::{self, BIND, FRAME, GET, HELLO, HOLDING, MISSING, OPEN};
 
 const SHORT: Duration = Duration::from_millis(100);
@@ -13,7 +13,7 @@ const SHORT: Duration = Duration::from_millis(100);
 #[tokio::test]
 async fn clients_that_break_the_rules_are_cut_off() {
     let layer = serde_json::to_vec(&reference()).unwrap();
-    let bind = raw::message(BIND, 0, [0, 0], &LAYER.0);
+    let bind = raw::message(BIND, 0, [0, 0], &raw::pack(PACK));
     let open = raw::message(OPEN, 0, [0, 0], &layer);
     let cases: &[(&str, Vec<u8>)] = &[
         ("noise", b"GET / HTTP/1.1\r\nHost: peer\r\n\r\n".to_vec()),
@@ -52,7 +52,7 @@ async fn a_connection_begins_with_a_hello() {
         ("half a header", vec![HELLO; 7]),
         ("half a payload", raw::header(HELLO, 0, [0, 1, 8])),
         ("noise", vec![0x16; 600]),
-        ("a bind", raw::message(BIND, 0, [0, 0], &LAYER.0)),
+        ("a bind", raw::message(BIND, 0, [0, 0], &raw::pack(PACK))),
         ("a hello over the limit", raw::header(HELLO, 0, [0, 1, 1 << 20])),
     ];
     let fake = Fake::new(3);
@@ -94,11 +94,11 @@ async fn a_client_that_never_reads_costs_little_and_is_cut_off() {
     /// 1 MiB queued, twice the send buffer, a batch, the receive buffer, and one that waits for room.
     const MOST: usize = ((1 << 20) + (512 << 10) + (512 << 10) + (64 << 10)) / BITS_BYTES + 1;
     let fake = Fake::new(3);
-    fake.held.lock().unwrap().insert(LAYER, vec![0xff; BITS_BYTES]);
+    fake.held.lock().unwrap().insert(PACK, vec![0xff; BITS_BYTES]);
     let server = start(&fake, ServerLimits { stall: SHORT, ..ServerLimits::default() }).await;
     let mut socket = raw::greeted(server.address).await;
     for stream in 0..BINDS {
-        socket.write_all(&raw::message(BIND, 0, [stream, 0], &LAYER.0)).await.unwrap();
+        socket.write_all(&raw::message(BIND, 0, [stream, 0], &raw::pack(PACK))).await.unwrap();
     }
     within(fake.asked_holdings.subscribe().wait_for(|n| *n > 0)).await.unwrap();
     within(fake.news.closed()).await;
@@ -112,7 +112,7 @@ async fn a_full_lane_stops_the_reading_of_requests() {
     let fake = Fake::new(3);
     let server = start(&fake, ServerLimits { stall: SHORT, ..ServerLimits::default() }).await;
     let mut socket = raw::greeted(server.address).await;
-    socket.write_all(&raw::message(BIND, 0, [0, 0], &LAYER.0)).await.unwrap();
+    socket.write_all(&raw::message(BIND, 0, [0, 0], &raw::pack(PACK))).await.unwrap();
     for _ in 0..50 {
         let _ = socket.write_all(&raw::get(2, vec![0; 1000])).await;
     }
@@ -147,14 +147,14 @@ async fn parents_that_break_the_rules_are_left() {
         ("half a number", raw::message(23, 0, [0, 0], &[0; 5])),
         ("more bits than any layer has", bits(1 << 20).repeat(2)),
         ("an index on a fetching connection", raw::message(17, 0, [0, 0], b"index")),
-        ("a request", raw::message(BIND, 0, [0, 0], &LAYER.0)),
+        ("a request", raw::message(BIND, 0, [0, 0], &raw::pack(PACK))),
     ];
     for (what, bytes) in cases {
         let address = parent([raw::hello(), bytes.clone()].concat()).await;
         let (client, connection) = Client::connect(address, "node-1", PATIENCE).await.unwrap();
-        assert!(client.bind(LAYER));
+        assert!(client.bind(PACK));
         // Asked twice, as when the first request is overdue.
-        assert!(client.get(LAYER, Lane::Demand, &[3]) && client.get(LAYER, Lane::Demand, &[3]));
+        assert!(client.get(PACK, Lane::Demand, &[3]) && client.get(PACK, Lane::Demand, &[3]));
         let (events, mut received) = tokio::sync::mpsc::channel(16);
         let ended = within(connection.run(&events, |event| event)).await;
         assert!(matches!(ended, Err(WireError::Protocol(_))), "{what}: {ended:?}");

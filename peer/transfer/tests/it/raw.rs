@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use d7y_types::PackId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -42,6 +43,10 @@ pub fn hello() -> Vec<u8> {
 pub fn get(lane: u8, chunks: impl IntoIterator<Item = u32>) -> Vec<u8> {
     let numbers: Vec<u8> = chunks.into_iter().flat_map(u32::to_le_bytes).collect();
     message(GET, lane, [0, 0], &numbers)
+}
+
+pub fn pack(id: PackId) -> Vec<u8> {
+    [id.layer.0, id.table.0].concat()
 }
 
 /// A connection with a small receive buffer, so that what waits waits at the server.
