@@ -40,6 +40,20 @@ pub struct Parent {
 /// Chunks that could not be kept, for the one who asked.
 pub type Uncached = Vec<(u32, Bytes)>;
 
+/// What waiting for chunks brought.
+#[derive(Debug, Default)]
+pub struct Brought {
+    pub uncached: Uncached,
+    /// Where the chunk that was waited for longest came from; nothing when none was waited for.
+    pub last_from: Option<Giver>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Giver {
+    Origin,
+    Peer(Parent),
+}
+
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 pub enum FetchError {
     #[error("the peer is stopping")]
@@ -51,7 +65,7 @@ pub enum FetchError {
 enum Command {
     AddLayer { layer: Arc<Layer>, background: bool },
     SetParents { layer: Sha256Digest, parents: Vec<Parent> },
-    Ensure { layer: Arc<Layer>, chunks: Vec<u32>, reply: oneshot::Sender<Uncached> },
+    Ensure { layer: Arc<Layer>, chunks: Vec<u32>, reply: oneshot::Sender<Brought> },
     Prefetch(Vec<(Sha256Digest, u32)>),
     Connected { id: ParentId, parent: Parent, client: Option<Client> },
     Event { parent: ParentId, event: Event },
@@ -99,13 +113,13 @@ impl Fetcher {
         let _ = self.0.send(Command::Prefetch(chunks)).await;
     }
 
-    /// Waits until chunks are on this node. Returns the bytes of those that the disk refused.
+    /// Waits until chunks are on this node.
     pub async fn ensure(
         &self,
         layer: &Arc<Layer>,
         chunks: Vec<u32>,
         deadline: Duration,
-    ) -> Result<Uncached, FetchError> {
+    ) -> Result<Brought, FetchError> {
         let (reply, answer) = oneshot::channel();
         let command = Command::Ensure { layer: layer.clone(), chunks, reply };
         self.0.send(command).await.map_err(|_| FetchError::Stopping)?;
@@ -163,8 +177,8 @@ struct Connected {
 
 struct Waiter {
     missing: usize,
-    uncached: Uncached,
-    reply: oneshot::Sender<Uncached>,
+    brought: Brought,
+    reply: oneshot::Sender<Brought>,
     since: Instant,
 }
 
@@ -362,7 +376,7 @@ impl FetchLoop {
         }
     }
 
-    fn ensure(&mut self, layer: Arc<Layer>, chunks: Vec<u32>, reply: oneshot::Sender<Uncached>) {
+    fn ensure(&mut self, layer: Arc<Layer>, chunks: Vec<u32>, reply: oneshot::Sender<Brought>) {
         let (digest, now) = (layer.digest(), Instant::now());
         self.know(&layer);
         let missing: Vec<u32> = chunks.into_iter().filter(|n| !layer.readable().get(*n)).collect();
@@ -374,10 +388,11 @@ impl FetchLoop {
         let id = self.next_id;
         self.next_id += 1;
         if missing.is_empty() {
-            let _ = reply.send(Uncached::new());
+            let _ = reply.send(Brought::default());
             return;
         }
-        let waiter = Waiter { missing: missing.len(), uncached: Vec::new(), reply, since: now };
+        let brought = Brought::default();
+        let waiter = Waiter { missing: missing.len(), brought, reply, since: now };
         self.waiters.insert(id, waiter);
         let entry = self.layers.get_mut(&digest).expect("added above");
         for number in &missing {
@@ -443,16 +458,20 @@ impl FetchLoop {
         }
         let pack = layer.pack();
         let layer = pack.layer;
+        let giver = match from {
+            None => Some(Giver::Origin),
+            Some(id) => self.parents.get(&id).map(|connected| Giver::Peer(connected.parent)),
+        };
         match outcome {
             Outcome::Kept => {
                 self.planner.arrived(layer, number, now);
                 self.context.news.announce(pack, number);
-                self.release(layer, number, None);
+                self.release(layer, number, giver, None);
             }
             Outcome::Uncached(data) => {
                 self.context.metrics.store_full.inc();
                 self.planner.dropped(layer, number, now);
-                self.release(layer, number, Some(data));
+                self.release(layer, number, giver, Some(data));
             }
             Outcome::Rejected => {
                 let Some(parent) = from else { return };
@@ -480,7 +499,7 @@ impl FetchLoop {
         }
     }
 
-    fn release(&mut self, layer: Sha256Digest, number: u32, uncached: Option<Bytes>) {
+    fn release(&mut self, layer: Sha256Digest, number: u32, giver: Option<Giver>, uncached: Option<Bytes>) {
         let Some(waiting) = self.layers.get_mut(&layer).and_then(|entry| entry.waiting.remove(&number))
         else {
             return;
@@ -488,11 +507,12 @@ impl FetchLoop {
         for id in waiting {
             let Some(waiter) = self.waiters.get_mut(&id) else { continue };
             waiter.missing -= 1;
-            waiter.uncached.extend(uncached.clone().map(|data| (number, data)));
+            waiter.brought.uncached.extend(uncached.clone().map(|data| (number, data)));
             if waiter.missing == 0 {
-                let waiter = self.waiters.remove(&id).expect("found above");
+                let mut waiter = self.waiters.remove(&id).expect("found above");
+                waiter.brought.last_from = giver;
                 self.context.metrics.waited(waiter.since.elapsed().as_secs_f64());
-                let _ = waiter.reply.send(waiter.uncached);
+                let _ = waiter.reply.send(waiter.brought);
             }
         }
     }

@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::confirm::Confirmer;
 use crate::directory::{Directory, Plan};
 use crate::failure::OpenFailure;
-use crate::fetch::{FetchError, Fetcher, Uncached};
+use crate::fetch::{Brought, FetchError, Fetcher};
 use crate::ingest::Ingester;
 use crate::metrics::Metrics;
 use crate::news::News;
@@ -245,14 +245,13 @@ impl Layers {
         Ok(ready)
     }
 
-    /// Makes a range of the device readable: from what this node has of it, else from the swarm. Returns the bytes of
-    /// chunks that the disk refused.
+    /// Makes a range of the device readable: from what this node has of it, else from the swarm.
     pub async fn make_readable(
         &self,
         layer: &Arc<Layer>,
         range: ByteRange,
         deadline: Duration,
-    ) -> Result<Uncached, FetchError> {
+    ) -> Result<Brought, FetchError> {
         let missing: Vec<u32> =
             layer.chunks_in(range).filter(|number| !layer.readable().get(*number)).collect();
         let (here, elsewhere): (Vec<u32>, Vec<u32>) =
@@ -265,7 +264,7 @@ impl Layers {
             wanted.extend(tokio::task::spawn_blocking(recover).await.unwrap_or_default());
         }
         if wanted.is_empty() {
-            return Ok(Uncached::new());
+            return Ok(Brought::default());
         }
         // After a restart of the peer, containers read from layers that nobody has opened since.
         self.engage(layer).await;

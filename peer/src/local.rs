@@ -10,14 +10,14 @@ use d7y_chassis::tasks::{OnEnd, Tasks};
 use d7y_peer_client::{Answer, Handler, digest_from_wire, layer_from_wire};
 use d7y_proto::local::{
     Done, EnsureRange, ImageOpened, LayerOpened, LayerStatus, OpenImage, OpenLayer, RangePresent, Reason,
-    RecordTrace, Request, Status, request, response,
+    RecordTrace, Request, Source, Status, request, response,
 };
 use d7y_store::Layer;
 use d7y_types::{ByteRange, LayerRef, Sha256Digest};
 use parking_lot::Mutex;
 
 use crate::failure::{OpenFailure, chain};
-use crate::fetch::{FetchError, Uncached};
+use crate::fetch::{Brought, FetchError, Giver, Uncached};
 use crate::layers::{Asker, Layers, Open};
 use crate::metrics::Metrics;
 use crate::openings::{self, Outcome};
@@ -122,9 +122,9 @@ impl LocalService {
         }
         let deadline = Duration::from_millis(u64::from(wanted.deadline_ms));
         match self.layers.make_readable(&layer, range, deadline).await {
-            Ok(uncached) if uncached.is_empty() => present(Vec::new()),
-            Ok(uncached) => match assemble(layer, range, uncached).await {
-                Ok(bytes) => present(bytes),
+            Ok(Brought { uncached, last_from }) if uncached.is_empty() => present(Vec::new(), last_from),
+            Ok(Brought { uncached, last_from }) => match assemble(layer, range, uncached).await {
+                Ok(bytes) => present(bytes, last_from),
                 Err(error) => Answer::failure(Reason::Internal, chain(&error)),
             },
             Err(FetchError::Deadline) => Answer::failure(
@@ -249,8 +249,14 @@ async fn assemble(layer: Arc<Layer>, range: ByteRange, uncached: Uncached) -> st
     tokio::task::spawn_blocking(read).await.unwrap_or_else(|panic| Err(std::io::Error::other(panic)))
 }
 
-fn present(uncached: Vec<u8>) -> Answer {
-    Answer::of(response::Kind::RangePresent(RangePresent { uncached }))
+fn present(uncached: Vec<u8>, last_from: Option<Giver>) -> Answer {
+    let (source, parent) = match last_from {
+        None => (Source::Unspecified, String::new()),
+        Some(Giver::Origin) => (Source::Origin, String::new()),
+        Some(Giver::Peer(parent)) if parent.seed => (Source::Seed, parent.address.to_string()),
+        Some(Giver::Peer(parent)) => (Source::Node, parent.address.to_string()),
+    };
+    Answer::of(response::Kind::RangePresent(RangePresent { uncached, source: source.into(), parent }))
 }
 
 fn done() -> Answer {

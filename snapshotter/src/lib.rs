@@ -20,9 +20,11 @@ pub mod resolve;
 pub mod service;
 mod snapshotter;
 mod start;
+mod starts;
 mod status;
 mod trace;
 mod usage;
+pub mod why;
 
 pub use config::Config;
 pub use error::SnapshotError;

@@ -14,6 +14,7 @@ use crate::meta::{Chained, Kind, MetaError, NewSnapshot, RemoteLayer, Snapshot};
 use crate::metrics::PrepareOutcome;
 use crate::resolve::{Hints, Image, Unresolved, namespace_of};
 use crate::snapshotter::{Snapshotter, blocking};
+use crate::starts::{Step, What};
 use crate::status::chain;
 
 /// How long containerd's content store may take to tell whose layer it is.
@@ -85,7 +86,9 @@ impl Snapshotter {
 
     async fn prepare_lazily(self: &Arc<Self>, new: &NewSnapshot, hints: &Hints) -> Result<(), NotLazy> {
         let parents = self.parents(&new.parent)?;
+        let began = Instant::now();
         let image = self.image(&new.name, hints, &parents).await?;
+        self.note(&image, None, What::Resolve, began);
         let position = position(&image, hints, &parents)
             .ok_or_else(|| fallback(PrepareOutcome::UnknownImage, "its parent is not the layer below it"))?;
         let Some(layer) = image.layers[position].clone() else {
@@ -124,13 +127,23 @@ impl Snapshotter {
     /// Learns whether the peer can supply the layer. One that is still being read counts as supplied.
     async fn open_at_peer(&self, image: &Image, layer: &LayerRef) -> Result<(), NotLazy> {
         let layers: Vec<_> = image.layers.iter().flatten().cloned().collect();
+        let began = Instant::now();
         let announced = self.announcer.announce(image.manifest, &image.reference, &layers).await;
         let announced = announced.map_err(|error| refused(layer.digest, error))?;
+        self.note(image, None, What::Announce { has_trace: announced.has_trace }, began);
         let left = (announced.at + self.waits.prepare).saturating_duration_since(Instant::now());
-        match self.peer.open_layer(layer, left.max(MIN_LAYER_WAIT)).await {
+        let began = Instant::now();
+        let opened = self.peer.open_layer(layer, left.max(MIN_LAYER_WAIT)).await;
+        self.note(image, Some(layer.digest), What::Index, began);
+        match opened {
             Ok(_) | Err(ClientError::Refused { reason: Reason::Deadline, .. }) => Ok(()),
             Err(error) => Err(refused(layer.digest, error)),
         }
+    }
+
+    fn note(&self, image: &Image, layer: Option<Sha256Digest>, what: What, began: Instant) {
+        let step = Step { what, layer, began, took: began.elapsed() };
+        self.starts.pulling(image.manifest, &image.reference, step);
     }
 
     /// The same layer may be there already, brought by another namespace.
@@ -263,7 +276,7 @@ fn remote_name(chain_id: Sha256Digest, parent: Option<&Snapshot>) -> String {
 }
 
 /// containerd unpacks a layer: no container starts.
-fn is_extraction(key: &str) -> bool {
+pub(crate) fn is_extraction(key: &str) -> bool {
     key.rsplit_once('/').map_or(key, |(_, client_key)| client_key).starts_with("extract-")
 }
 

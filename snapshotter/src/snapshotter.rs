@@ -22,6 +22,7 @@ use crate::metrics::Metrics;
 use crate::overlay::{Access, Stack, Upper};
 use crate::place::Place;
 use crate::resolve::Resolver;
+use crate::starts::Starts;
 use crate::trace::Recorder;
 use crate::usage;
 
@@ -36,6 +37,7 @@ pub struct Snapshotter {
     pub(crate) announcer: Announcer,
     pub(crate) recorder: Arc<Recorder>,
     pub(crate) metrics: Metrics,
+    pub(crate) starts: Arc<Starts>,
     pub(crate) tasks: Tasks,
     pub(crate) waits: Waits,
     /// One clean-up at a time: two take each other's mounts for used ones and each other's directories away.
@@ -57,7 +59,7 @@ impl Snapshotter {
             return Err(MetaError::AlreadyExists(new.name).into());
         }
         let chain = self.parents(&new.parent)?;
-        let mounted = self.mount_chain(&chain).await?;
+        let mounted = self.mount_for(kind, &new.name, &chain).await?;
         let (snapshotter, lowers) = (Arc::clone(self), mounted.lowers.clone());
         let stack = blocking(move || {
             let row = snapshotter.store.create(kind, new)?;
@@ -180,7 +182,7 @@ impl Snapshotter {
         if parent.is_empty() { Ok(Chained::new()) } else { Ok(self.store.chain(parent)?) }
     }
 
-    async fn mount_chain(&self, chain: &[Arc<Snapshot>]) -> Result<Mounted, SnapshotError> {
+    pub(crate) async fn mount_chain(&self, chain: &[Arc<Snapshot>]) -> Result<Mounted, SnapshotError> {
         let layers: Vec<_> = chain
             .iter()
             .map(|row| match &row.remote {

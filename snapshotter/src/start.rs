@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use d7y_chassis::Notifier;
 use d7y_chassis::daemon::{Daemon, DaemonName};
 use d7y_chassis::listen;
-use d7y_chassis::metrics::{self, Health};
+use d7y_chassis::metrics::{self, Health, Views};
 use d7y_chassis::obstacle::{self, Obstacle};
 use d7y_chassis::tasks::{OnEnd, Tasks};
 use d7y_fuse::{Session, inherited};
@@ -32,7 +32,9 @@ use crate::place::Place;
 use crate::resolve::{ContainerdContent, Resolver};
 use crate::service::SnapshotsService;
 use crate::snapshotter::{Snapshotter, Waits};
+use crate::starts::Starts;
 use crate::trace::Recorder;
+use crate::why;
 
 pub const DAEMON: Daemon = Daemon {
     name: DaemonName::new("d7y-snapshotter"),
@@ -72,8 +74,10 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<()> {
     let peer = LocalClient::new(&config.peer.socket);
     let (snapshotter, session) = take_over(&config, &tasks, place, &peer, own_metrics).await?;
 
-    metrics::serve(&tasks, observability, Arc::new(registry), health);
     let layers = Arc::clone(&snapshotter.layers);
+    let (starts, named) = (Arc::clone(&snapshotter.starts), Arc::clone(&layers));
+    let views = Views::default().with("/starts", move || why::view(&starts, &named));
+    metrics::serve_views(&tasks, observability, Arc::new(registry), health, views);
     supervise(&tasks, "pins", {
         let (layers, peer) = (Arc::clone(&layers), peer.clone());
         async move { layers.pins().tell(&peer).await }
@@ -103,6 +107,7 @@ async fn take_over(
     let store = Arc::new(Store::open(&place.database()).map_err(|error| database_obstacle(error, config))?);
     let registry = Registry::open(store.database()).context("cannot open the snapshot database")?;
     let recorder = Arc::new(Recorder::default());
+    let starts = Arc::new(Starts::default());
     let filesystem = Arc::new(LayerFilesystem::new(Arc::new(Reader {
         peer: peer.clone(),
         runtime: Handle::current(),
@@ -110,6 +115,7 @@ async fn take_over(
         deadline: config.read_deadline.get(),
         metrics: metrics.clone(),
         recorder: Arc::clone(&recorder),
+        starts: Arc::clone(&starts),
         failures: Failures::default(),
     })));
     let connection = Connection::find(inherited::take(), peer, &place, config.driver).await?;
@@ -136,6 +142,7 @@ async fn take_over(
         announcer: Announcer::new(peer.clone()),
         recorder,
         metrics,
+        starts,
         tasks: tasks.clone(),
         waits: Waits {
             prepare: config.prepare_wait.get(),

@@ -140,6 +140,16 @@ impl LocalClient {
         range: ByteRange,
         deadline: Duration,
     ) -> Result<Bytes, ClientError> {
+        Ok(self.bring(layer, range, deadline).await?.uncached.into())
+    }
+
+    /// As [`LocalClient::ensure_range`], and tells where the bytes came from.
+    pub async fn bring(
+        &self,
+        layer: Sha256Digest,
+        range: ByteRange,
+        deadline: Duration,
+    ) -> Result<local::RangePresent, ClientError> {
         let request = local::EnsureRange {
             digest: layer.0.to_vec(),
             offset: range.offset,
@@ -147,7 +157,7 @@ impl LocalClient {
             deadline_ms: millis(deadline),
         };
         match self.kind(request::Kind::EnsureRange(request), deadline + ANSWER_GRACE).await? {
-            response::Kind::RangePresent(present) => Ok(present.uncached.into()),
+            response::Kind::RangePresent(present) => Ok(present),
             _ => Err(ClientError::Malformed),
         }
     }

@@ -43,7 +43,10 @@ impl Handler for Peer {
                     self.release.notified().await;
                 }
                 let uncached = vec![range.offset as u8; range.length as usize];
-                Answer::of(response::Kind::RangePresent(local::RangePresent { uncached }))
+                Answer::of(response::Kind::RangePresent(local::RangePresent {
+                    uncached,
+                    ..Default::default()
+                }))
             }
             Some(request::Kind::PutDescriptor(put)) => match descriptor {
                 Some(descriptor) => {

@@ -37,5 +37,5 @@ fn what_settles_in_an_evicted_layer_is_not_in_the_one_opened_since() {
     store.keep(&after, 0);
     fetch_loop.apply(settled(&after));
     assert!(fetch_loop.planner.is_present(digest, 0));
-    assert_eq!(answer.try_recv().unwrap().len(), 0);
+    assert_eq!(answer.try_recv().unwrap().uncached.len(), 0);
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use d7y_fuse::{Errno, ReadReply};
 use d7y_peer_client::{ClientError, LocalClient};
-use d7y_proto::local::Reason;
+use d7y_proto::local::{RangePresent, Reason, Source as Giver};
 use d7y_types::{ByteRange, Sha256Digest};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::layers::device::{Device, DeviceError, DeviceSlot, remaining};
 use crate::metrics::{Metrics, ReadResult};
+use crate::starts::{Starts, Wait};
 use crate::trace::Recorder;
 
 /// Before a refused range is asked for again, within the read's deadline.
@@ -78,6 +79,7 @@ pub struct Reader {
     pub deadline: Duration,
     pub metrics: Metrics,
     pub recorder: Arc<Recorder>,
+    pub starts: Arc<Starts>,
     pub failures: Failures,
 }
 
@@ -117,6 +119,13 @@ enum Readable {
     Bytes(Vec<u8>),
 }
 
+/// Who ended the wait of a read: the last peer that gave something.
+#[derive(Default)]
+struct GivenBy {
+    source: Giver,
+    parent: String,
+}
+
 impl Reader {
     /// Answers a read of a range inside the device. Hits are answered on the caller's thread, without allocation.
     pub fn read(self: &Arc<Self>, source: &Arc<Source>, range: ByteRange, reply: ReadReply) {
@@ -139,9 +148,12 @@ impl Reader {
             self.metrics.read(ReadResult::Failed);
             return reply.error(Errno::IO);
         }
-        let started = Instant::now();
-        let result = self.fetch(source, range, started + self.deadline).await;
-        self.metrics.missed(started.elapsed());
+        let (began, mut given_by) = (Instant::now(), GivenBy::default());
+        let result = self.fetch(source, range, began + self.deadline, &mut given_by).await;
+        let (took, failed) = (began.elapsed(), result.is_err());
+        self.metrics.missed(took);
+        let GivenBy { source: giver, parent } = given_by;
+        self.starts.waited(&Wait { layer, range, began, took, source: giver, parent, failed });
         match result {
             Ok(readable) => {
                 self.metrics.read(ReadResult::Miss);
@@ -165,9 +177,10 @@ impl Reader {
         source: &Source,
         range: ByteRange,
         deadline: Instant,
+        given_by: &mut GivenBy,
     ) -> Result<Readable, ReadError> {
         loop {
-            let error = match self.try_fetch(source, range, deadline).await {
+            let error = match self.try_fetch(source, range, deadline, given_by).await {
                 Ok(Some(readable)) => return Ok(readable),
                 // The peer has restarted meanwhile, or says that the range is there and its bitmap does not.
                 Ok(None) => ReadError::Deadline,
@@ -191,6 +204,7 @@ impl Reader {
         source: &Source,
         range: ByteRange,
         deadline: Instant,
+        given_by: &mut GivenBy,
     ) -> Result<Option<Readable>, ReadError> {
         let device = source.slot.device(&self.peer, deadline).await?;
         if device.layout != source.layout {
@@ -199,8 +213,9 @@ impl Reader {
         self.touch(source, &device, range);
         let Some(missing) = device.missing(range)? else { return Ok(Some(Readable::FromDevice(device))) };
         let layer = source.slot.layer.digest;
-        let fetched = self.peer.ensure_range(layer, missing, remaining(deadline)).await;
-        let fetched = fetched.map_err(ReadError::Peer)?;
+        let brought = self.peer.bring(layer, missing, remaining(deadline)).await;
+        let RangePresent { uncached: fetched, source: giver, parent } = brought.map_err(ReadError::Peer)?;
+        *given_by = GivenBy { source: Giver::try_from(giver).unwrap_or_default(), parent };
         if !device.is_current(&self.peer) {
             return Ok(None);
         }

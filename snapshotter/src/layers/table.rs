@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use d7y_fuse::mounts::{self, DeviceReads, ErofsSource, MountError};
-use d7y_image::{LayerIndex, ReadError, Tree, WriteError, layer_tree, read_bootstrap, write_bootstrap};
+use d7y_image::{
+    LayerIndex, NodeId, NodeKind, ReadError, Tree, WriteError, layer_tree, read_bootstrap, write_bootstrap,
+};
 use d7y_peer_client::LocalClient;
 use d7y_types::{LayerRef, Sha256Digest};
 use futures_util::future::try_join_all;
@@ -23,6 +25,7 @@ use crate::layers::session::Driver;
 use crate::meta::{MetaError, RemoteLayer};
 use crate::metrics::{Metrics, MountKind};
 use crate::place::Place;
+use crate::starts::{Step, What};
 
 /// How long a device may take to be opened anew after the peer restarted.
 const REFRESH_DEADLINE: Duration = Duration::from_secs(30);
@@ -60,6 +63,8 @@ pub enum ChainLayer {
 pub struct Mounted {
     /// overlayfs's `lowerdir`: the topmost first, no directory twice.
     pub lowers: Vec<PathBuf>,
+    /// What was waited for.
+    pub steps: Vec<Step>,
     _leases: Vec<Arc<Entry>>,
 }
 
@@ -103,6 +108,13 @@ struct Wish {
     deadline: Instant,
 }
 
+/// A layer that is mounted; and how, if it was not before.
+struct Standing {
+    entry: Arc<Entry>,
+    path: PathBuf,
+    mounted: Option<Backing>,
+}
+
 /// A bootstrap ready to be mounted.
 struct Prepared {
     record: MountRecord,
@@ -134,7 +146,8 @@ impl Layers {
         };
         let slots: Vec<_> = chain.iter().map(|layer| self.slot_of(layer)).collect();
         let peer = &self.parts.peer;
-        try_join_all(slots.iter().flatten().map(|slot| slot.device(peer, deadline))).await?;
+        let mut steps =
+            try_join_all(slots.iter().flatten().map(|slot| wait_for_index(slot, peer, deadline))).await?;
         self.pins.add(slots.iter().flatten().map(|slot| slot.layer.digest));
         if slots.iter().any(Option::is_some) && !self.pins.agreed(deadline).await {
             return Err(LayerError::Pins);
@@ -144,7 +157,12 @@ impl Layers {
             match (layer, slot) {
                 (ChainLayer::Remote(remote), Some(slot)) => {
                     let wish = Wish { remote: remote.clone(), slot, backing, deadline };
-                    let (entry, path) = self.mount_one(wish, &paths).await?;
+                    let (began, layer) = (Instant::now(), Some(remote.layer.digest));
+                    let Standing { entry, path, mounted } = self.mount_one(wish, &paths).await?;
+                    if let Some(backing) = mounted {
+                        let what = What::Mount { backing };
+                        steps.push(Step { what, layer, began, took: began.elapsed() });
+                    }
                     leases.push(entry);
                     paths.insert(0, path);
                 }
@@ -154,26 +172,22 @@ impl Layers {
         }
         let mut seen = HashSet::new();
         paths.retain(|path| seen.insert(path.clone()));
-        Ok(Mounted { lowers: paths, _leases: leases })
+        Ok(Mounted { lowers: paths, steps, _leases: leases })
     }
 
     /// `lowers` are the mounted layers below, the nearest first.
-    async fn mount_one(
-        self: &Arc<Self>,
-        wish: Wish,
-        lowers: &[PathBuf],
-    ) -> Result<(Arc<Entry>, PathBuf), LayerError> {
+    async fn mount_one(self: &Arc<Self>, wish: Wish, lowers: &[PathBuf]) -> Result<Standing, LayerError> {
         let device = wish.slot.device(&self.parts.peer, wish.deadline).await?;
-        if let Some(mounted) = self.find_mounted(&wish, &device) {
-            return Ok(mounted);
+        if let Some((entry, path)) = self.find_mounted(&wish, &device) {
+            return Ok(Standing { entry, path, mounted: None });
         }
         let (device, index) = wish.slot.reopen(&self.parts.peer, wish.deadline).await?;
         let (layers, lowers) = (Arc::clone(self), lowers.to_vec());
         let mounting = tokio::task::spawn_blocking(move || {
             let prepared = prepare(&wish, device, &index, &lowers)?;
-            let (key, mounted) = layers.mount_as_well_as_can_be(prepared, &wish.slot)?;
+            let (key, (entry, path)) = layers.mount_as_well_as_can_be(prepared, &wish.slot)?;
             layers.decided.lock().insert((key.layer, wish.remote.chain_id, key.backing), key);
-            Ok(mounted)
+            Ok(Standing { entry, path, mounted: Some(key.backing) })
         });
         mounting.await.map_err(|_| LayerError::Interrupted)?
     }
@@ -408,6 +422,18 @@ impl Layers {
         device.and_then(|device| device.stored_bytes().ok()).unwrap_or(0)
     }
 
+    /// The names of the files that lie at offsets of a layer's device, as far as the layer is mounted. Blocks.
+    pub fn files_at(&self, layer: Sha256Digest, offsets: &[u64]) -> HashMap<u64, String> {
+        let entries: Vec<_> =
+            self.entries.lock().iter().map(|(key, entry)| (*key, Arc::clone(entry))).collect();
+        let mut ids = entries.iter().filter(|(key, _)| key.layer == layer).filter_map(|(_, entry)| {
+            entry.0.try_lock().and_then(|state| state.as_ref().map(|mounted| mounted.id))
+        });
+        let bootstrap = ids.next().and_then(|id| fs::read(self.parts.place.bootstrap(id)).ok());
+        let tree = bootstrap.and_then(|bytes| read_bootstrap(&bytes).ok());
+        tree.map(|tree| files_at(&tree, offsets)).unwrap_or_default()
+    }
+
     fn slot_of(&self, layer: &ChainLayer) -> Option<Arc<DeviceSlot>> {
         match layer {
             ChainLayer::Remote(remote) => Some(self.slot(&remote.layer)),
@@ -420,6 +446,37 @@ impl Layers {
         let slot = slots.entry(layer.digest).or_insert_with(|| Arc::new(DeviceSlot::new(layer.clone())));
         Arc::clone(slot)
     }
+}
+
+/// The names of the regular files that hold bytes at these offsets of the device.
+fn files_at(tree: &Tree, offsets: &[u64]) -> HashMap<u64, String> {
+    let (mut found, mut directories) = (HashMap::new(), vec![(NodeId::ROOT, Vec::new())]);
+    while let Some((directory, path)) = directories.pop() {
+        for (name, id) in tree.children(directory).into_iter().flatten() {
+            let path: Vec<u8> = [path.as_slice(), b"/", name].concat();
+            match tree.node(*id).kind {
+                NodeKind::Directory { .. } => directories.push((*id, path)),
+                NodeKind::Regular { device_offset, size } => {
+                    let inside = |offset: &&u64| (device_offset..device_offset + size).contains(*offset);
+                    for offset in offsets.iter().filter(inside) {
+                        found.insert(*offset, String::from_utf8_lossy(&path).into_owned());
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+async fn wait_for_index(
+    slot: &DeviceSlot,
+    peer: &LocalClient,
+    deadline: Instant,
+) -> Result<Step, DeviceError> {
+    let began = Instant::now();
+    slot.device(peer, deadline).await?;
+    Ok(Step { what: What::Index, layer: Some(slot.layer.digest), began, took: began.elapsed() })
 }
 
 fn prepare(

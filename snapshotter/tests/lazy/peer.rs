@@ -132,7 +132,7 @@ impl FakePeer {
                 Vec::new()
             }
         };
-        Answer::of(response::Kind::RangePresent(RangePresent { uncached }))
+        Answer::of(response::Kind::RangePresent(RangePresent { uncached, ..Default::default() }))
     }
 }
 

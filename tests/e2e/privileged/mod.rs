@@ -8,3 +8,4 @@ mod full;
 mod gone;
 mod killed;
 mod start;
+mod why;

@@ -6,6 +6,7 @@
 mod containerd;
 mod doctor;
 mod http;
+mod why;
 
 use std::process::ExitCode;
 
@@ -24,12 +25,15 @@ enum Command {
     Containerd(containerd::Args),
     /// Check whether this node can start containers through d7y, and say how to mend what it cannot
     Doctor(doctor::Args),
+    /// Show why containers took as long to start as they did
+    Why(why::Args),
 }
 
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Containerd(args) => containerd::run(args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Why(args) => why::run(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("d7y: {error:#}");
