@@ -7,10 +7,11 @@ use d7y_chassis::shutdown::ShutdownConfig;
 use d7y_chassis::telemetry::LogConfig;
 use d7y_image::{IndexSigner, TrustedKeys};
 use d7y_origin::OriginConfig;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What a peer is to its cluster.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Serves the containers of its own node, and passes on what it has.
@@ -20,7 +21,7 @@ pub enum Role {
     Seed,
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Config {
     pub log: LogConfig,
@@ -42,44 +43,46 @@ pub struct Config {
     pub fetch: FetchConfig,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct StoreConfig {
+    /// The chunks and indexes; on a local file system that has sparse files. Belongs to one peer.
     pub directory: PathBuf,
     /// Most bytes of chunks to keep; the layers used longest ago go first.
     pub limit: ByteSize,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct LocalConfig {
     /// Where the snapshotter and tools of this node reach the peer.
     pub socket: PathBuf,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct TransferConfig {
+    /// Where other peers fetch from this one.
     pub listen: SocketAddr,
     /// host:port under which other peers reach `listen`; needed when that is a wildcard address.
     pub advertise: String,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ObservabilityConfig {
     /// Each address answers /metrics and /healthy.
     pub listen: Vec<SocketAddr>,
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct SchedulerConfig {
     /// host:port of the scheduler.
     pub address: String,
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct IndexTrustConfig {
     /// 32-byte Ed25519 seed in hex that signs the indexes built here; made at the first start when empty.
@@ -88,7 +91,7 @@ pub struct IndexTrustConfig {
     pub public_keys: Vec<String>,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct FetchConfig {
     /// Fetch the rest of a layer once nothing urgent is left to fetch.
@@ -136,6 +139,10 @@ impl DaemonConfig for Config {
 
     fn shutdown(&self) -> &ShutdownConfig {
         &self.shutdown
+    }
+
+    fn reloadable() -> Vec<&'static str> {
+        vec!["log.level", "store.limit"]
     }
 }
 

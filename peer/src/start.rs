@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use d7y_chassis::Reloads;
 use d7y_chassis::daemon::{Daemon, DaemonName, Shorthand};
 use d7y_chassis::listen;
 use d7y_chassis::metrics::{self, Health};
@@ -57,6 +58,21 @@ pub struct Running {
     pub observability: Vec<SocketAddr>,
     /// The key that this peer signs its indexes with, in hex: what others put under indexTrust.publicKeys.
     pub public_key: String,
+    store: Arc<Store>,
+}
+
+impl Running {
+    /// Takes over the reloadable keys whenever the configuration is read again.
+    pub fn follow(&self, tasks: &Tasks, mut reloads: Reloads<Config>) {
+        let store = self.store.clone();
+        supervise(tasks, "reloads", async move {
+            while reloads.changed().await.is_ok() {
+                store.set_limit(reloads.borrow_and_update().store.limit.as_u64());
+            }
+            // The sender lives as long as the process.
+            std::future::pending().await
+        });
+    }
 }
 
 /// Binds every socket, then spawns the peer's tasks.
@@ -74,6 +90,7 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
         transfer: transfer.local_addr()?,
         observability: addresses,
         public_key: trust.public_key_hex(),
+        store: store.clone(),
     };
     tracing::info!(peer = %peer_id, transfer = %running.transfer, public_key = running.public_key, "peer starts");
     let directory =

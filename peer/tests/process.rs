@@ -154,6 +154,47 @@ fn a_signal_stops_it_in_order() {
     assert_eq!(orderly.code(), Some(0));
 }
 
+/// The limit of the store, as the peer itself says it.
+fn store_limit(place: &Place) -> u64 {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = d7y_peer_client::LocalClient::new(place.path("run/peer.sock"));
+        client.status(PATIENCE).await.unwrap().store_limit_bytes
+    })
+}
+
+#[test]
+fn a_reload_takes_over_what_it_can_and_names_the_rest() {
+    let place = Place::new();
+    let mut running = Running::start(place.peer(&[]));
+    let config = place.path("peer.yaml");
+    let before = fs::read_to_string(&config).unwrap();
+    assert_eq!(store_limit(&place), 100 << 30);
+
+    let changed =
+        before.replace("store:\n", "store:\n  limit: 5GiB\n").replace("peerId: test", "peerId: other");
+    fs::write(&config, format!("{changed}log:\n  level: d7y_chassis=info\n")).unwrap();
+    running.signal(Signal::SIGHUP);
+    let said = running.wait_for("was read again");
+    assert!(said.contains("log.level") && said.contains("store.limit"), "{said}");
+    let said = running.wait_for("next start");
+    assert!(said.contains("peerId") && !said.contains("store.limit"), "{said}");
+    // The reload's receiver is told before the log is written, and acts on its own thread.
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while store_limit(&place) != 5 << 30 {
+        assert!(std::time::Instant::now() < deadline, "the limit is still {}", store_limit(&place));
+        std::thread::yield_now();
+    }
+
+    fs::write(&config, "store:\n  limit: lots\n").unwrap();
+    running.signal(Signal::SIGHUP);
+    let said = running.wait_for("stays as it was");
+    assert!(said.contains("fault"), "{said}");
+    assert_eq!(store_limit(&place), 5 << 30);
+    running.signal(Signal::SIGTERM);
+    assert_eq!(running.code(), Some(0));
+}
+
 #[test]
 fn systemd_is_told() {
     let place = Place::new();
@@ -175,6 +216,9 @@ fn systemd_is_told() {
     hear("READY=1");
     hear("WATCHDOG=1");
     hear("WATCHDOG=1");
+    running.signal(Signal::SIGHUP);
+    hear("RELOADING=1");
+    hear("READY=1");
     running.signal(Signal::SIGTERM);
     hear("STOPPING=1");
     assert_eq!(running.code(), Some(0));

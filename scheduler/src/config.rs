@@ -2,6 +2,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use d7y_chassis::{DaemonConfig, Fault, HumanDuration, LogConfig, ShutdownConfig, Validate};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Shorter, and heartbeats are the load; longer, and a dead parent is recommended for minutes.
@@ -9,7 +10,7 @@ const HEARTBEAT_LIMITS: (Duration, Duration) = (Duration::from_millis(20), Durat
 /// Longer, and a cluster without seeds looks broken after a restart of the scheduler.
 const MAX_SETTLE: Duration = Duration::from_secs(60);
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct Config {
     /// Where peers open their sessions (gRPC).
@@ -24,14 +25,14 @@ pub struct Config {
     pub shutdown: ShutdownConfig,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListenConfig {
     /// IP address and port; port 0 takes a free one.
     pub listen: SocketAddr,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct HeartbeatConfig {
     /// How often a peer sends something; three times this without a word, and it is gone.

@@ -2,12 +2,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use d7y_chassis::{DaemonConfig, Fault, HumanDuration, LogConfig, ShutdownConfig, Validate};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// overlayfs takes the paths of all layers in one page of mount options: a long directory would cost layers.
 const MAX_RUN_DIRECTORY_BYTES: usize = 64;
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct Config {
     /// The socket on which containerd finds the snapshotter (`proxy_plugins.d7y.address`).
@@ -32,7 +33,7 @@ pub struct Config {
 }
 
 /// What serves a layer's files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum DriverChoice {
     /// EROFS where the kernel mounts it from plain files, else FUSE.
@@ -42,7 +43,7 @@ pub enum DriverChoice {
     Fuse,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct ContainerdConfig {
     /// containerd's own socket, whose content store tells which image a layer belongs to. Without it every layer is
@@ -50,21 +51,21 @@ pub struct ContainerdConfig {
     pub socket: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct PeerConfig {
     /// The local socket of this node's d7y-peer.
     pub socket: PathBuf,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct TraceConfig {
     /// For how long after its first container's start an image's accesses are recorded; 0s records nothing.
     pub window: HumanDuration,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct MetricsConfig {
     /// Where `/metrics` and `/healthy` are served; null serves neither.

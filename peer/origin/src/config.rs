@@ -4,13 +4,14 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::tls::CaFileError;
 
 /// Where layers come from and how patiently they are asked for. All keys are optional: without any of them d7y pulls
 /// like `docker` does, with the credentials of the user that it runs as.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct OriginConfig {
     /// Registries that need more than the defaults. Others are reached over HTTPS, loopback ones over HTTP.
@@ -41,7 +42,7 @@ impl Default for OriginConfig {
 }
 
 /// What differs for one registry.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RegistryConfig {
     /// The host as image names have it, with the port where one is given: `registry.example:5000`.
@@ -66,7 +67,7 @@ impl RegistryConfig {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scheme {
     Https,
@@ -83,26 +84,32 @@ impl Scheme {
 }
 
 /// How long to wait for what. Written as `30s`, `2m`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Timeouts {
     /// A TCP connection. Default: 10s.
     #[serde(with = "human")]
+    #[schemars(with = "String", extend("format" = "duration"))]
     pub connect: Duration,
     /// The head of a response, with connecting and TLS. Default: 30s.
     #[serde(with = "human")]
+    #[schemars(with = "String", extend("format" = "duration"))]
     pub response: Duration,
     /// The next bytes of a body. Default: 30s.
     #[serde(with = "human")]
+    #[schemars(with = "String", extend("format" = "duration"))]
     pub idle: Duration,
     /// All the waiting for the network, retries included, until a read has advanced. Default: 2m.
     #[serde(with = "human")]
+    #[schemars(with = "String", extend("format" = "duration"))]
     pub no_progress: Duration,
     /// One of the `maxConnectionsPerHost` to become free. Default: 10m.
     #[serde(with = "human")]
+    #[schemars(with = "String", extend("format" = "duration"))]
     pub queue: Duration,
     /// A credential helper. Default: 15s.
     #[serde(with = "human")]
+    #[schemars(with = "String", extend("format" = "duration"))]
     pub credential_helper: Duration,
 }
 
@@ -120,19 +127,22 @@ impl Default for Timeouts {
 }
 
 /// How often to ask again. The delay doubles from `initialDelay` to `maxDelay`, with jitter.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct RetryConfig {
     /// Failed attempts in a row, without progress, after which a read fails. Default: 6.
     pub attempts: NonZeroU32,
     /// Default: 200ms.
     #[serde(with = "human")]
+    #[schemars(with = "String", extend("format" = "duration"))]
     pub initial_delay: Duration,
     /// Default: 10s.
     #[serde(with = "human")]
+    #[schemars(with = "String", extend("format" = "duration"))]
     pub max_delay: Duration,
     /// The longest `Retry-After` that is waited for in full; a longer one is cut to this. Default: 30s.
     #[serde(with = "human")]
+    #[schemars(with = "String", extend("format" = "duration"))]
     pub max_retry_after: Duration,
 }
 

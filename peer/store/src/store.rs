@@ -40,6 +40,7 @@ pub struct Usage {
 #[derive(Debug)]
 pub struct Store {
     options: StoreOptions,
+    limit_bytes: AtomicU64,
     boot: String,
     layers: Mutex<HashMap<Sha256Digest, Arc<Layer>>>,
     pinned: Mutex<HashSet<Sha256Digest>>,
@@ -74,6 +75,7 @@ impl Store {
             fs::set_permissions(directory, private).map_err(StoreError::io(directory))?;
         }
         let store = Self {
+            limit_bytes: AtomicU64::new(options.limit_bytes),
             options,
             boot: boot_id(),
             layers: Mutex::default(),
@@ -180,6 +182,11 @@ impl Store {
         Ok(true)
     }
 
+    /// A lower limit is reached with the next chunks: each evicts until there is room again.
+    pub fn set_limit(&self, limit_bytes: u64) {
+        self.limit_bytes.store(limit_bytes, Ordering::Relaxed);
+    }
+
     /// Layers that must not be evicted: those that are mounted. Replaces the earlier set.
     pub fn pin(&self, digests: impl IntoIterator<Item = Sha256Digest>) {
         *self.pinned.lock() = digests.into_iter().collect();
@@ -191,14 +198,17 @@ impl Store {
             kept_bytes: layers.values().map(|layer| layer.kept_bytes()).sum::<u64>()
                 + self.staged_bytes.load(Ordering::Relaxed)
                 + self.leaving_bytes.load(Ordering::Relaxed),
-            limit_bytes: self.options.limit_bytes,
+            limit_bytes: self.limit_bytes.load(Ordering::Relaxed),
             layers: layers.len(),
             evicted_layers: self.evicted_layers.load(Ordering::Relaxed),
         }
     }
 
     fn make_room(&self, bytes: u64, user: Sha256Digest) -> Result<(), StoreError> {
-        let lacks_room = || self.usage().kept_bytes + bytes > self.options.limit_bytes;
+        let lacks_room = || {
+            let Usage { kept_bytes, limit_bytes, .. } = self.usage();
+            kept_bytes + bytes > limit_bytes
+        };
         if lacks_room() {
             // One at a time, and until the space is free: others wait for it here rather than evict more.
             let _evicting = self.evicting.lock();

@@ -12,6 +12,7 @@ use crate::config::{self, Assignment, ConfigError, DaemonArgs, Loaded, Validate}
 use crate::listen::BindError;
 use crate::notify::Notifier;
 use crate::obstacle::Obstacle;
+use crate::reload::{Reloader, Reloads};
 use crate::shutdown::{Shutdown, ShutdownConfig};
 use crate::tasks::Tasks;
 use crate::telemetry::{self, LogConfig};
@@ -59,9 +60,14 @@ pub struct Shorthand {
 }
 
 /// A daemon's configuration: its own keys beside the two sections that all daemons have.
-pub trait DaemonConfig: Serialize + DeserializeOwned + Default + Validate {
+pub trait DaemonConfig: Serialize + DeserializeOwned + Default + Validate + Send + Sync + 'static {
     fn log(&self) -> &LogConfig;
     fn shutdown(&self) -> &ShutdownConfig;
+
+    /// The keys that a running daemon takes over when it is told to reload (SIGHUP).
+    fn reloadable() -> Vec<&'static str> {
+        vec!["log.level"]
+    }
 }
 
 /// Who a daemon is.
@@ -82,8 +88,18 @@ impl Daemon {
     /// other failure, 130 or 143 for a second signal.
     pub fn main<C, F, Fut>(self, start: F) -> ExitCode
     where
-        C: DaemonConfig,
+        C: DaemonConfig + Clone,
         F: FnOnce(C, Tasks) -> Fut,
+        Fut: Future<Output = anyhow::Result<()>>,
+    {
+        self.main_with_reloads(|config, tasks, _| start(config, tasks))
+    }
+
+    /// [`Daemon::main`] for a daemon with reloadable keys of its own.
+    pub fn main_with_reloads<C, F, Fut>(self, start: F) -> ExitCode
+    where
+        C: DaemonConfig + Clone,
+        F: FnOnce(C, Tasks, Reloads<C>) -> Fut,
         Fut: Future<Output = anyhow::Result<()>>,
     {
         let args = self.parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
@@ -99,10 +115,12 @@ impl Daemon {
             return self.print(&loaded);
         }
         let config = loaded.config;
-        if let Err(error) = telemetry::init(config.log()) {
-            return self.refuse(&error.into());
-        }
-        match self.serve(config, start) {
+        let level = match telemetry::init(config.log()) {
+            Ok(level) => level,
+            Err(error) => return self.refuse(&error.into()),
+        };
+        let (reloader, reloads) = Reloader::new(self.name, args, level, config.clone());
+        match self.serve(config.shutdown().clone(), reloader, |tasks| start(config, tasks, reloads)) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 tracing::error!("{} stops: {error:#}", self.name.as_str());
@@ -132,22 +150,22 @@ impl Daemon {
         Ok(args)
     }
 
-    fn serve<C, F, Fut>(self, config: C, start: F) -> anyhow::Result<()>
+    fn serve<C, F, Fut>(self, shutdown: ShutdownConfig, reloader: Reloader<C>, start: F) -> anyhow::Result<()>
     where
         C: DaemonConfig,
-        F: FnOnce(C, Tasks) -> Fut,
+        F: FnOnce(Tasks) -> Fut,
         Fut: Future<Output = anyhow::Result<()>>,
     {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let served = runtime.block_on(async {
-            let shutdown = Shutdown::new(config.shutdown().clone());
+            let shutdown = Shutdown::new(shutdown);
             let tasks = Tasks::new(shutdown.clone());
             // Not among the tasks: a second signal and a sign of life count until the very end.
             tokio::spawn(shutdown.on_signals()?);
+            tokio::spawn(reloader.on_hangup()?);
             let notifier = Notifier::from_environment();
             tokio::spawn(notifier.clone().keep_alive());
-            if let Some(started) = shutdown.closing().run_until_cancelled(start(config, tasks.clone())).await
-            {
+            if let Some(started) = shutdown.closing().run_until_cancelled(start(tasks.clone())).await {
                 started?;
                 tracing::info!(version = self.version, "{} is ready", self.name.as_str());
                 notifier.ready();

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage. What a command prints for programs or for pipes goes to standard
 //! output, everything said to the person goes to standard error.
 
+mod config_reference;
 mod containerd;
 mod doctor;
 mod http;
@@ -23,6 +24,9 @@ struct Cli {
 enum Command {
     /// Connect this node's containerd with d7y
     Containerd(containerd::Args),
+    /// Print docs/configuration.md, all keys of all daemons
+    #[command(hide = true)]
+    ConfigReference,
     /// Check whether this node can start containers through d7y, and say how to mend what it cannot
     Doctor(doctor::Args),
     /// Show why containers took as long to start as they did
@@ -32,6 +36,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Containerd(args) => containerd::run(args),
+        Command::ConfigReference => config_reference::run(),
         Command::Doctor(args) => doctor::run(&args),
         Command::Why(args) => why::run(&args),
     };

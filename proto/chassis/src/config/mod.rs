@@ -7,6 +7,8 @@ mod args;
 mod fault;
 mod overlay;
 mod print;
+mod reference;
+mod reload;
 mod tree;
 mod values;
 
@@ -19,6 +21,8 @@ use serde::de::DeserializeOwned;
 pub use args::{Assignment, DaemonArgs};
 pub use fault::{Fault, Validate};
 pub use overlay::Origins;
+pub use reference::reference;
+pub(crate) use reload::{Changes, Flat, flat};
 pub use values::{ByteSize, HumanDuration, Secret};
 
 use crate::daemon::DaemonName;

@@ -2,6 +2,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde::{Serialize, Serializer};
 
@@ -154,6 +155,27 @@ impl<'de> Deserialize<'de> for HumanDuration {
         text.parse().map_err(de::Error::custom)
     }
 }
+
+/// What the configuration reference calls a type that is text in YAML.
+macro_rules! named_schema {
+    ($($kind:ident: $name:literal),*) => {$(
+        impl JsonSchema for $kind {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                $name.into()
+            }
+
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "type": "string", "format": $name })
+            }
+        }
+    )*};
+}
+
+named_schema!(ByteSize: "size", HumanDuration: "duration", Secret: "secret");
 
 const MASK: &str = "***";
 

@@ -5,3 +5,4 @@ mod containerd;
 mod doctor;
 mod installed;
 mod program;
+mod reference;
