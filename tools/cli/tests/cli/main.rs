@@ -6,3 +6,4 @@ mod doctor;
 mod installed;
 mod program;
 mod reference;
+mod units;
