@@ -48,7 +48,7 @@ pub struct Config {
 pub struct StoreConfig {
     /// The chunks and indexes; on a local file system that has sparse files. Belongs to one peer.
     pub directory: PathBuf,
-    /// Most bytes of chunks to keep; the layers used longest ago go first.
+    /// Most bytes to keep on disk, indexes and access traces included; the layers used longest ago go first.
     pub limit: ByteSize,
 }
 

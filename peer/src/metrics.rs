@@ -92,7 +92,7 @@ impl Metrics {
             "FUSE descriptors kept for snapshotters that may die",
             m.parked_descriptors.clone(),
         );
-        registry.register("store_bytes", "Bytes of chunks and frames kept", m.store_bytes.clone());
+        registry.register("store_bytes", "Bytes that count towards store.limit", m.store_bytes.clone());
         registry.register("demand_wait_seconds", "How long reads of missing data waited", demand_wait);
         metrics
     }

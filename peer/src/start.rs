@@ -126,7 +126,7 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
         news: news.clone(),
         tasks: tasks.clone(),
     });
-    let traces = Arc::new(Traces::new(config.store.directory.join("traces"), directory.clone())?);
+    let traces = Arc::new(Traces::new(store.clone(), directory.clone())?);
 
     supervise(&tasks, "fetch loop", fetch_loop);
     if !config.scheduler.address.is_empty() {

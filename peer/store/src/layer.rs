@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use d7y_image::{Chunk, Codec, open_unchanged};
-use d7y_types::{ByteRange, LayerRef, PackId, Sha256Digest, TableHash};
+use d7y_types::{BLOCK_BYTES, ByteRange, LayerRef, PackId, Sha256Digest, TableHash};
 
 use crate::bitmap::Bitmap;
 use crate::claims::Claims;
@@ -41,7 +41,7 @@ pub struct Layer {
     pack: Arc<File>,
     pack_bits: Bitmap,
     claims: Claims,
-    /// Bytes of chunks and frames that are here or claimed to be; what the store's limit counts.
+    /// What the store's limit counts: chunks and frames that are here or claimed to be, and the layer's small files.
     kept_bytes: AtomicU64,
     last_used: AtomicU64,
 }
@@ -82,8 +82,16 @@ impl Layer {
         };
         layer.check_lengths()?;
         layer.set_zero_chunks()?;
-        layer.kept_bytes.store(layer.count_kept(), Ordering::Relaxed);
+        let kept = layer.count_kept() + Self::overhead_bytes(sealed.len(), layer.chunks.len());
+        layer.kept_bytes.store(kept, Ordering::Relaxed);
         Ok(layer)
+    }
+
+    /// What a layer takes before its first chunk: the index, two files of bits, `reference.json`, `boot`, the directory,
+    /// and the end of the pack, in whole blocks.
+    pub(crate) fn overhead_bytes(sealed_bytes: usize, chunks: usize) -> u64 {
+        let blocks = |bytes: usize| (bytes as u64).next_multiple_of(BLOCK_BYTES);
+        blocks(sealed_bytes) + 2 * blocks(chunks.div_ceil(8)) + 4 * BLOCK_BYTES
     }
 
     /// The same layer under the name that its directory is about to get.

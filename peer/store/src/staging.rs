@@ -67,12 +67,45 @@ impl Staging {
         if let Some(device) = &self.device {
             device.write_all_at(data, chunk.device_range().offset).map_err(path())?;
         }
-        let bytes = self.cost(frame, data);
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.total_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.count(self.cost(frame, data));
         let mut chunks = self.chunks.lock();
         chunks.push(chunk);
         Ok(chunks.len() as u32 - 1)
+    }
+
+    /// Counts bytes towards the store's limit until the layer is dropped or handed over.
+    pub(crate) fn count(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.total_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// What was counted here is counted elsewhere from now on.
+    pub(crate) fn hand_over(&self) {
+        self.release(self.bytes.load(Ordering::Relaxed));
+    }
+
+    fn release(&self, bytes: u64) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.total_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Gives chunks up, the last first, until so many bytes are free.
+    pub(crate) fn shrink(&self, bytes: u64) -> Result<(), StoreError> {
+        let path = || StoreError::io(&self.directory);
+        let mut chunks = self.chunks.lock();
+        let mut freed = 0;
+        while freed < bytes
+            && let Some(last) = chunks.pop()
+        {
+            let data = if self.device.is_some() && last.codec != Codec::Zero { last.bytes() } else { 0 };
+            freed += u64::from(last.frame_bytes) + data;
+            self.pack.set_len(last.pack_offset).map_err(path())?;
+            if let Some(device) = &self.device {
+                device.set_len(last.device_range().offset).map_err(path())?;
+            }
+        }
+        self.release(freed);
+        Ok(())
     }
 
     pub(crate) fn cost(&self, frame: &[u8], data: &[u8]) -> u64 {
@@ -132,7 +165,7 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        self.total_bytes.fetch_sub(self.bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.hand_over();
         // After a commit the directory has another name and this finds nothing.
         let _ = fs::remove_dir_all(&self.directory);
     }

@@ -22,7 +22,7 @@ pub const RESERVE_BYTES: u64 = 256 << 20;
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
     pub directory: PathBuf,
-    /// Most bytes of chunks and frames to keep.
+    /// Most bytes on disk.
     pub limit_bytes: u64,
     /// Nodes mount devices; a pure seed only passes frames on.
     pub devices: bool,
@@ -48,6 +48,8 @@ pub struct Store {
     evicted_layers: AtomicU64,
     staged: AtomicU64,
     staged_bytes: Arc<AtomicU64>,
+    /// What is in the directory besides layers.
+    beside_bytes: AtomicU64,
     /// Of layers that are being deleted.
     leaving_bytes: AtomicU64,
     /// Held by who makes room; taken before `layers`.
@@ -84,6 +86,7 @@ impl Store {
             evicted_layers: AtomicU64::new(0),
             staged: AtomicU64::new(0),
             staged_bytes: Arc::default(),
+            beside_bytes: AtomicU64::new(0),
             leaving_bytes: AtomicU64::new(0),
             evicting: Mutex::default(),
             _lock: lock,
@@ -96,6 +99,11 @@ impl Store {
         let layer = self.layers.lock().get(&digest).cloned()?;
         layer.touch(self.clock.fetch_add(1, Ordering::Relaxed));
         Some(layer)
+    }
+
+    /// Where others may keep what [`Self::count_beside`] is told of.
+    pub fn directory(&self) -> &Path {
+        &self.options.directory
     }
 
     pub fn layers(&self) -> Vec<Arc<Layer>> {
@@ -134,6 +142,16 @@ impl Store {
         index: &LayerIndex,
         sealed: &[u8],
     ) -> Result<Arc<Layer>, StoreError> {
+        let overhead = Layer::overhead_bytes(sealed.len(), index.chunks.len());
+        match self.keep_to_limit(overhead, Some(index.layer)) {
+            // Chunks can be fetched again; without its index there is no layer.
+            Err(StoreError::Full) => {
+                staging.shrink(overhead)?;
+                self.keep_to_limit(overhead, Some(index.layer))?;
+            }
+            other => other?,
+        }
+        staging.count(overhead);
         staging.settle(index, sealed, &self.boot)?;
         let target = self.layer_path(index.layer);
         let layer = Arc::new(Layer::open(&staging.directory, &self.boot)?.moved_to(target.clone()));
@@ -146,6 +164,7 @@ impl Store {
         let leftover = self.set_aside(&target)?;
         fs::rename(&staging.directory, &target).map_err(StoreError::io(&target))?;
         layers.insert(index.layer, layer.clone());
+        staging.hand_over();
         drop(layers);
         leftover.iter().for_each(|path| delete(path));
         Ok(layer)
@@ -197,6 +216,7 @@ impl Store {
         Usage {
             kept_bytes: layers.values().map(|layer| layer.kept_bytes()).sum::<u64>()
                 + self.staged_bytes.load(Ordering::Relaxed)
+                + self.beside_bytes.load(Ordering::Relaxed)
                 + self.leaving_bytes.load(Ordering::Relaxed),
             limit_bytes: self.limit_bytes.load(Ordering::Relaxed),
             layers: layers.len(),
@@ -204,7 +224,23 @@ impl Store {
         }
     }
 
+    /// Counts what others keep in the store's directory towards the limit, instead of what they said before. Refused
+    /// when there is no room: then the earlier number stands.
+    pub fn count_beside(&self, bytes: u64) -> Result<(), StoreError> {
+        let before = self.beside_bytes.swap(bytes, Ordering::Relaxed);
+        self.keep_to_limit(0, None).inspect_err(|_| self.beside_bytes.store(before, Ordering::Relaxed))
+    }
+
     fn make_room(&self, bytes: u64, user: Sha256Digest) -> Result<(), StoreError> {
+        self.keep_to_limit(bytes, Some(user))?;
+        match free_bytes(&self.options.directory) {
+            Some(free) if free < RESERVE_BYTES + bytes => Err(StoreError::Full),
+            _ => Ok(()),
+        }
+    }
+
+    /// Evicts until so many bytes more are within the limit.
+    fn keep_to_limit(&self, bytes: u64, user: Option<Sha256Digest>) -> Result<(), StoreError> {
         let lacks_room = || {
             let Usage { kept_bytes, limit_bytes, .. } = self.usage();
             kept_bytes + bytes > limit_bytes
@@ -218,18 +254,15 @@ impl Store {
                 }
             }
         }
-        match free_bytes(&self.options.directory) {
-            Some(free) if free < RESERVE_BYTES + bytes => Err(StoreError::Full),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     /// Drops the layer that was used longest ago, of those that nobody needs.
-    fn evict_one(&self, user: Sha256Digest) -> Result<bool, StoreError> {
+    fn evict_one(&self, user: Option<Sha256Digest>) -> Result<bool, StoreError> {
         let mut layers = self.layers.lock();
         let pinned = self.pinned.lock();
         let idle =
-            layers.values().filter(|layer| layer.digest() != user && !pinned.contains(&layer.digest()));
+            layers.values().filter(|layer| Some(layer.digest()) != user && !pinned.contains(&layer.digest()));
         let Some(oldest) = idle.min_by_key(|layer| layer.last_used()).map(|layer| layer.digest()) else {
             return Ok(false);
         };

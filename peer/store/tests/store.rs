@@ -4,13 +4,12 @@
 mod fixture;
 
 use std::fs;
-use std::os::unix::fs::FileExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use d7y_image::{Chunk, Codec};
 use d7y_store::{Layer, Store, StoreError, StoreOptions, decode_chunk};
-use d7y_types::{ByteRange, ChunkHash};
+use d7y_types::{BLOCK_BYTES, ByteRange, ChunkHash};
 
 use fixture::{CHUNK_BYTES, commit, fixture, open};
 
@@ -230,7 +229,7 @@ fn a_claimed_chunk_that_is_fetched_is_counted_once() {
 fn the_limit_evicts_idle_layers_and_spares_pinned_ones() {
     let directory = tempfile::tempdir().unwrap();
     let (old, pinned, new) = (fixture(1), fixture(20), fixture(40));
-    let store = open(directory.path(), (CHUNK_BYTES * 7) as u64);
+    let store = open(directory.path(), (CHUNK_BYTES * 8) as u64);
     drop(commit(&store, &old, 4));
     drop(commit(&store, &pinned, 4));
     store.pin([pinned.reference.digest]);
@@ -306,4 +305,51 @@ fn a_chunk_of_zeros_as_long_as_a_device_costs_nothing() {
     assert!(decode_chunk(&zeros, &[]).unwrap().is_empty());
     let huge = Chunk { codec: Codec::Raw, frame_bytes: 1, ..zeros };
     assert!(decode_chunk(&huge, &[0]).is_err());
+}
+
+/// What a directory takes on disk, in bytes.
+fn on_disk(path: &Path) -> u64 {
+    let metadata = fs::symlink_metadata(path).unwrap();
+    let inside = match metadata.is_dir() {
+        true => fs::read_dir(path).unwrap().map(|entry| on_disk(&entry.unwrap().path())).sum(),
+        false => 0,
+    };
+    metadata.blocks() * 512 + inside
+}
+
+/// The smallest layers, so that what is not chunks weighs most.
+#[test]
+fn the_limit_counts_all_that_layers_take_on_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let limit_bytes = 1 << 20;
+    let store = open(directory.path(), limit_bytes);
+    for name in 0..40 {
+        drop(commit(&store, &fixture(name), 0));
+        let (used, kept) = (on_disk(&directory.path().join("layers")), store.usage().kept_bytes);
+        assert!(used <= kept + BLOCK_BYTES && kept <= limit_bytes, "{used} bytes on disk, {kept} counted");
+    }
+    assert!(store.usage().evicted_layers > 0, "indexes alone fill it");
+}
+
+#[test]
+fn the_index_has_room_before_chunks_and_others_before_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let fixture = fixture(1);
+    // What the layer's chunks take, and no more.
+    let frames: usize = fixture.frames.iter().map(Vec::len).sum();
+    let limit_bytes = (3 * CHUNK_BYTES + frames) as u64;
+    let store = open(directory.path(), limit_bytes);
+    let layer = commit(&store, &fixture, 4);
+    assert_eq!(bits(&layer)[0], [true, true, true, false]);
+    let kept = store.usage().kept_bytes;
+    assert!(kept <= limit_bytes, "{kept} bytes of {limit_bytes}");
+
+    store.pin([fixture.reference.digest]);
+    assert!(matches!(store.count_beside(limit_bytes - kept + 1), Err(StoreError::Full)));
+    assert_eq!(store.usage().kept_bytes, kept);
+    store.count_beside(limit_bytes - kept).unwrap();
+    assert_eq!(store.usage().kept_bytes, limit_bytes);
+    store.pin([]);
+    store.count_beside(limit_bytes).unwrap();
+    assert!(store.layer(fixture.reference.digest).is_none(), "layers give way");
 }
