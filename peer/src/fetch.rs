@@ -251,6 +251,7 @@ impl FetchLoop {
             }
         }
         self.forget_gone_waiters();
+        self.context.metrics.waiting_reads.set(self.waiters.len() as i64);
         self.drop_evicted();
         self.reconnect();
     }

@@ -26,4 +26,5 @@ mod trace;
 mod trust;
 
 pub use config::{Config, Role};
+pub use metrics::described as described_metrics;
 pub use start::{DAEMON, Running, start};

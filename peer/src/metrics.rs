@@ -1,11 +1,14 @@
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use d7y_chassis::metrics::Registry;
+use d7y_chassis::metrics::{Described, Registry, registry};
+use d7y_origin::{HostStats, OriginStats};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+
+use crate::start::DAEMON;
 
 /// Where bytes came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -24,6 +27,11 @@ pub struct BySource {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByHost {
+    pub host: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByOutcome {
     pub outcome: &'static str,
 }
@@ -37,6 +45,10 @@ pub struct Metrics {
     pub layers_opened: Family<ByOutcome, Counter>,
     pub store_full: Counter,
     pub origin_refills: Counter,
+    pub origin_requests: Family<ByHost, Counter>,
+    pub origin_bytes: Family<ByHost, Counter>,
+    pub waiting_reads: Gauge,
+    pub store_limit_bytes: Gauge<u64, AtomicU64>,
     pub connected_parents: Gauge,
     pub scheduler_connected: Gauge,
     pub parked_descriptors: Gauge,
@@ -78,6 +90,26 @@ impl Metrics {
             m.origin_refills.clone(),
         );
         registry.register(
+            "origin_requests",
+            "Requests sent to registries, those for tokens included",
+            m.origin_requests.clone(),
+        );
+        registry.register(
+            "origin_bytes",
+            "Bytes received from registries, whatever became of them",
+            m.origin_bytes.clone(),
+        );
+        registry.register(
+            "waiting_reads",
+            "Reads that wait for chunks now: the queue's depth",
+            m.waiting_reads.clone(),
+        );
+        registry.register(
+            "store_limit_bytes",
+            "What the store may take (store.limit)",
+            m.store_limit_bytes.clone(),
+        );
+        registry.register(
             "connected_parents",
             "Parents with an open connection",
             m.connected_parents.clone(),
@@ -95,6 +127,14 @@ impl Metrics {
         registry.register("store_bytes", "Bytes that count towards store.limit", m.store_bytes.clone());
         registry.register("demand_wait_seconds", "How long reads of missing data waited", demand_wait);
         metrics
+    }
+
+    pub fn asked_of_origins(&self, stats: &OriginStats) {
+        for HostStats { host, requests, bytes } in &stats.hosts {
+            let by = ByHost { host: host.clone() };
+            self.origin_requests.get_or_create(&by).inner().store(*requests, Ordering::Relaxed);
+            self.origin_bytes.get_or_create(&by).inner().store(*bytes, Ordering::Relaxed);
+        }
     }
 
     pub fn received(&self, source: Source, bytes: u64) {
@@ -119,4 +159,11 @@ impl Metrics {
             histogram.observe(seconds);
         }
     }
+}
+
+/// All metrics of the daemon.
+pub fn described() -> Vec<Described> {
+    let mut registry = registry(DAEMON.name, DAEMON.version);
+    Metrics::register(&mut registry);
+    registry.described().to_vec()
 }

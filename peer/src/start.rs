@@ -45,7 +45,7 @@ pub const DAEMON: Daemon = Daemon {
 
 /// The configuration key of the store's place.
 const STORE: &str = "store.directory";
-/// How often the store's size is looked at for metrics and the alarm.
+/// How often store and origins are looked at for metrics and the alarm.
 const STORE_WATCH: Duration = Duration::from_secs(2);
 /// How long the disk has to take every chunk before the alarm is over: reads come in bursts, and each is not an alarm
 /// of its own.
@@ -105,7 +105,7 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
     let (fetcher, fetch_loop) = Fetcher::new(context);
     let origin = Arc::new(Origin::new(config.origin.clone()).context("origin")?);
     let ingester = Ingester {
-        origin,
+        origin: origin.clone(),
         store: store.clone(),
         trust: trust.clone(),
         metrics: peer_metrics.clone(),
@@ -133,7 +133,7 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
         supervise(&tasks, "scheduler session", directory.run(fetcher));
     }
     supervise(&tasks, "orphan watch", layers.clone().watch_orphans());
-    supervise(&tasks, "store watch", watch_store(store, peer_metrics.clone(), health.clone()));
+    supervise(&tasks, "store watch", watch(store, origin, peer_metrics.clone(), health.clone()));
     let uploads = Uploads { peer_id: peer_id.clone(), layers: layers.clone(), news, tasks: tasks.clone() };
     let stop = tasks.shutdown().stopping();
     supervise(
@@ -234,13 +234,16 @@ fn directory_config(config: &Config, peer_id: &str, transfer: SocketAddr) -> Dir
     DirectoryConfig { announce, scheduler: config.scheduler.address.clone(), seeds: config.seeds.clone() }
 }
 
-/// Raises one clear alarm while chunks cannot be kept, and takes it back.
-async fn watch_store(store: Arc<Store>, metrics: Arc<Metrics>, health: Health) {
+/// Raises one clear alarm while chunks cannot be kept, and takes it back; keeps the metrics of store and origins true.
+async fn watch(store: Arc<Store>, origin: Arc<Origin>, metrics: Arc<Metrics>, health: Health) {
     let mut refused_before = 0;
     let mut alarm: Option<Instant> = None;
     loop {
         tokio::time::sleep(STORE_WATCH).await;
-        metrics.store_bytes.set(store.usage().kept_bytes);
+        let usage = store.usage();
+        metrics.store_bytes.set(usage.kept_bytes);
+        metrics.store_limit_bytes.set(usage.limit_bytes);
+        metrics.asked_of_origins(&origin.stats());
         let refused = metrics.store_full.get();
         let full = refused > refused_before;
         if full && alarm.is_none() {

@@ -30,6 +30,7 @@ use tonic::transport::server::TcpIncoming;
 
 pub use config::{Config, HeartbeatConfig, ListenConfig};
 use hub::Hub;
+pub use metrics::described as described_metrics;
 use session::Sessions;
 
 pub const DAEMON: Daemon = Daemon {

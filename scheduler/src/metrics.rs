@@ -1,12 +1,13 @@
 use std::sync::atomic::Ordering;
 
-use d7y_chassis::metrics::Registry;
+use d7y_chassis::metrics::{Described, Registry, registry};
 use d7y_scheduler_core::Stats;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 
+use crate::DAEMON;
 use crate::outbox::Outgoing;
 use crate::status::SessionEnd;
 
@@ -74,4 +75,11 @@ impl Metrics {
     pub fn session_ended(&self, end: &SessionEnd) {
         self.sessions_ended.get_or_create(&ReasonLabel { reason: end.reason() }).inc();
     }
+}
+
+/// All metrics of the daemon.
+pub fn described() -> Vec<Described> {
+    let mut registry = registry(DAEMON.name, DAEMON.version);
+    Metrics::register(&mut registry);
+    registry.described().to_vec()
 }

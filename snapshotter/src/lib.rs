@@ -28,5 +28,6 @@ pub mod why;
 
 pub use config::Config;
 pub use error::SnapshotError;
+pub use metrics::described as described_metrics;
 pub use snapshotter::Snapshotter;
 pub use start::{DAEMON, start};

@@ -1,11 +1,13 @@
 use std::time::Duration;
 
+use d7y_chassis::metrics::{Described, Registry, registry};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
+
+use crate::start::DAEMON;
 
 /// From a hit on the swarm's next machine to the read deadline, in seconds.
 const MISS_BUCKETS: [f64; 14] =
@@ -16,7 +18,7 @@ const MISS_BUCKETS: [f64; 14] =
 pub struct Metrics {
     pub prepares: Family<PrepareLabels, Counter>,
     pub reads: Family<ReadLabels, Counter>,
-    pub miss_seconds: Histogram,
+    pub miss_seconds: Family<SourceLabels, Histogram>,
     pub mounted_layers: Gauge,
     pub mounts: Family<MountLabels, Counter>,
 }
@@ -45,6 +47,11 @@ pub enum PrepareOutcome {
     PeerRefused,
     /// An error: the layer is not what its digest says.
     Corrupt,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SourceLabels {
+    pub source: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -83,7 +90,7 @@ impl Metrics {
         Self {
             prepares: Family::default(),
             reads: Family::default(),
-            miss_seconds: Histogram::new(MISS_BUCKETS),
+            miss_seconds: Family::new_with_constructor(|| Histogram::new(MISS_BUCKETS)),
             mounted_layers: Gauge::default(),
             mounts: Family::default(),
         }
@@ -94,7 +101,7 @@ impl Metrics {
         registry.register("reads", "Reads of layer devices by result", self.reads.clone());
         registry.register(
             "read_miss_seconds",
-            "Time to answer a read of missing data",
+            "Time to answer a read of missing data, by who gave the last part: origin, seed, node, or shared with another read",
             self.miss_seconds.clone(),
         );
         registry.register("mounted_layers", "Layers mounted now", self.mounted_layers.clone());
@@ -113,8 +120,8 @@ impl Metrics {
         self.mounts.get_or_create(&MountLabels { kind }).inc();
     }
 
-    pub fn missed(&self, after: Duration) {
-        self.miss_seconds.observe(after.as_secs_f64());
+    pub fn missed(&self, source: &'static str, after: Duration) {
+        self.miss_seconds.get_or_create(&SourceLabels { source }).observe(after.as_secs_f64());
     }
 }
 
@@ -122,4 +129,11 @@ impl Default for Metrics {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// All metrics of the daemon.
+pub fn described() -> Vec<Described> {
+    let mut registry = registry(DAEMON.name, DAEMON.version);
+    Metrics::new().register(&mut registry);
+    registry.described().to_vec()
 }

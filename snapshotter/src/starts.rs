@@ -117,6 +117,17 @@ pub struct Wait {
     pub failed: bool,
 }
 
+/// As metrics and timelines name it.
+pub fn source_name(source: Source) -> &'static str {
+    match source {
+        // Another read, or a prefetch, had it brought meanwhile.
+        Source::Unspecified => "shared",
+        Source::Origin => "origin",
+        Source::Seed => "seed",
+        Source::Node => "node",
+    }
+}
+
 impl Starts {
     /// Notes a step of an image's pull.
     pub fn pulling(&self, manifest: Sha256Digest, reference: &str, step: Step) {

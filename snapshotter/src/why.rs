@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use d7y_proto::local::Source;
 use d7y_types::Sha256Digest;
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +12,7 @@ use crate::layers::{Backing, Layers, Mounted};
 use crate::meta::{Kind, Snapshot};
 use crate::prepare::is_extraction;
 use crate::snapshotter::Snapshotter;
-use crate::starts::{Pull, Reads, Start, Starts, Step, Wait, What};
+use crate::starts::{Pull, Reads, Start, Starts, Step, Wait, What, source_name};
 use crate::status::chain as causes;
 
 /// A container started this long after the last Prepare of its image was pulled for; time counts from the pull.
@@ -162,7 +161,7 @@ fn reads_view(reads: &Reads, zero: Instant, layers: &Layers) -> ReadsView {
     let names: HashMap<_, _> =
         offsets.into_iter().map(|(layer, offsets)| (layer, layers.files_at(layer, &offsets))).collect();
     let by_source = reads.by_source.iter().map(|by| BySourceView {
-        source: source_name(by.source),
+        source: source_name(by.source).into(),
         reads: by.reads,
         bytes: by.bytes,
         waited_ms: ms(by.waited),
@@ -174,7 +173,7 @@ fn reads_view(reads: &Reads, zero: Instant, layers: &Layers) -> ReadsView {
         bytes: wait.range.length,
         at_ms: since(zero, wait.began),
         took_ms: ms(wait.took),
-        source: source_name(wait.source),
+        source: source_name(wait.source).into(),
         parent: wait.parent.clone(),
         failed: wait.failed,
     };
@@ -187,17 +186,6 @@ fn reads_view(reads: &Reads, zero: Instant, layers: &Layers) -> ReadsView {
         by_source: by_source.collect(),
         slowest: reads.slowest.iter().map(wait_view).collect(),
     }
-}
-
-fn source_name(source: Source) -> String {
-    let name = match source {
-        // Another read, or a prefetch, had it brought meanwhile.
-        Source::Unspecified => "shared",
-        Source::Origin => "origin",
-        Source::Seed => "seed",
-        Source::Node => "node",
-    };
-    name.into()
 }
 
 fn since(zero: Instant, at: Instant) -> f64 {

@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::info::Info;
-pub use prometheus_client::registry::Registry;
+use prometheus_client::registry::Metric;
 use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -63,9 +63,46 @@ impl Health {
     }
 }
 
+/// A daemon's metrics, and what they are.
+#[derive(Debug)]
+pub struct Registry {
+    prefix: String,
+    metrics: prometheus_client::registry::Registry,
+    described: Vec<Described>,
+}
+
+/// A metric for the reference and for the check of dashboards.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Described {
+    /// As Prometheus stores it; of a histogram without `_bucket`, `_sum` and `_count`.
+    pub name: String,
+    pub kind: String,
+    pub help: &'static str,
+}
+
+impl Registry {
+    /// `name` without the daemon's prefix and without the `_total` of counters.
+    pub fn register(&mut self, name: &'static str, help: &'static str, metric: impl Metric) {
+        let kind = metric.metric_type().as_str().to_owned();
+        let suffix = match kind.as_str() {
+            "counter" => "_total",
+            "info" => "_info",
+            _ => "",
+        };
+        self.described.push(Described { name: format!("{}_{name}{suffix}", self.prefix), kind, help });
+        self.metrics.register(name, help, metric);
+    }
+
+    pub fn described(&self) -> &[Described] {
+        &self.described
+    }
+}
+
 /// A registry whose names start with the daemon's (`d7y_peer_`), with the `build` info metric in it.
 pub fn registry(name: DaemonName, version: &'static str) -> Registry {
-    let mut registry = Registry::with_prefix(name.as_str().replace('-', "_"));
+    let prefix = name.as_str().replace('-', "_");
+    let metrics = prometheus_client::registry::Registry::with_prefix(prefix.clone());
+    let mut registry = Registry { prefix, metrics, described: Vec::new() };
     registry.register("build", "What is running", Info::new(vec![("version", version)]));
     registry
 }
@@ -179,7 +216,7 @@ impl Server {
 
     fn metrics(&self) -> Response<Full<Bytes>> {
         let mut body = String::new();
-        if encode(&mut body, &self.registry).is_err() {
+        if encode(&mut body, &self.registry.metrics).is_err() {
             return text(StatusCode::INTERNAL_SERVER_ERROR, "a metric could not be encoded\n");
         }
         let mut response = text(StatusCode::OK, body);

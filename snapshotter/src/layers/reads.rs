@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::layers::device::{Device, DeviceError, DeviceSlot, remaining};
 use crate::metrics::{Metrics, ReadResult};
-use crate::starts::{Starts, Wait};
+use crate::starts::{Starts, Wait, source_name};
 use crate::trace::Recorder;
 
 /// Before a refused range is asked for again, within the read's deadline.
@@ -151,8 +151,8 @@ impl Reader {
         let (began, mut given_by) = (Instant::now(), GivenBy::default());
         let result = self.fetch(source, range, began + self.deadline, &mut given_by).await;
         let (took, failed) = (began.elapsed(), result.is_err());
-        self.metrics.missed(took);
         let GivenBy { source: giver, parent } = given_by;
+        self.metrics.missed(source_name(giver), took);
         self.starts.waited(&Wait { layer, range, began, took, source: giver, parent, failed });
         match result {
             Ok(readable) => {

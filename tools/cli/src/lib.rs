@@ -7,6 +7,7 @@ mod config_reference;
 mod containerd;
 mod doctor;
 mod http;
+mod metrics_reference;
 mod why;
 
 use std::process::ExitCode;
@@ -27,6 +28,9 @@ enum Command {
     /// Print docs/configuration.md, all keys of all daemons
     #[command(hide = true)]
     ConfigReference,
+    /// Print docs/metrics.md, all metrics of all daemons
+    #[command(hide = true)]
+    MetricsReference,
     /// Check whether this node can start containers through d7y, and say how to mend what it cannot
     Doctor(doctor::Args),
     /// Show why containers took as long to start as they did
@@ -38,6 +42,7 @@ pub fn main() -> ExitCode {
         Command::Containerd(args) => containerd::run(args),
         Command::ConfigReference => config_reference::run(),
         Command::Doctor(args) => doctor::run(&args),
+        Command::MetricsReference => metrics_reference::run(),
         Command::Why(args) => why::run(&args),
     };
     done.unwrap_or_else(|error| {

@@ -1,14 +1,39 @@
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 
 use crate::program::d7y;
 
+fn kept(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)).unwrap_or_default()
+}
+
 #[test]
-fn the_configuration_reference_is_up_to_date() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/configuration.md");
-    let (kept, made) = (fs::read_to_string(path).unwrap_or_default(), d7y(["config-reference"]).stdout);
-    let differs = made.lines().zip(kept.lines()).find(|(made, kept)| made != kept);
-    assert!(made == kept, "docs/configuration.md is out of date at {differs:?}: it says how it is made");
+fn the_references_are_up_to_date() {
+    for (path, command) in
+        [("docs/configuration.md", "config-reference"), ("docs/metrics.md", "metrics-reference")]
+    {
+        let (kept, made) = (kept(path), d7y([command]).stdout);
+        let differs = made.lines().zip(kept.lines()).find(|(made, kept)| made != kept);
+        assert!(made == kept, "{path} is out of date at {differs:?}: it says how it is made");
+    }
+}
+
+#[test]
+fn the_dashboard_shows_only_metrics_that_exist() {
+    let reference = d7y(["metrics-reference"]).stdout;
+    let known: HashSet<&str> = reference.split('`').filter(|word| word.starts_with("d7y_")).collect();
+    let dashboard = kept("deploy/grafana/d7y.json");
+    let named = |word: &&str| word.starts_with("d7y_");
+    let used: HashSet<&str> =
+        dashboard.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(named).collect();
+    assert!(used.len() >= 20, "{used:?}");
+    for metric in used {
+        let base = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| metric.strip_suffix(suffix));
+        let exists = known.contains(metric) || base.is_some_and(|base| known.contains(base));
+        assert!(exists, "the dashboard shows {metric}, which no daemon has");
+    }
+    serde_json::from_str::<serde_json::Value>(&dashboard).expect("the dashboard is JSON");
 }
 
 #[test]
