@@ -292,6 +292,15 @@ impl Layer {
         Ok(())
     }
 
+    /// Nobody is given a frame that was found damaged; the next one that comes takes its place.
+    pub(crate) fn withdraw_frame(&self, number: u32) -> Result<(), StoreError> {
+        if self.pack_bits.clear(number).map_err(StoreError::io(&self.directory))? {
+            let bytes = u64::from(self.chunks[number as usize].frame_bytes);
+            self.kept_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     /// Whether the caller is to confirm all chunks in [`Self::claimed`]: true once, when there are any.
     pub fn begin_confirming(&self) -> bool {
         self.claims.begin()

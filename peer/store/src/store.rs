@@ -194,6 +194,7 @@ impl Store {
         }
         let frame = layer.read_frame(number)?;
         let Ok(data) = crate::decode_chunk(&layer.chunks()[number as usize], &frame) else {
+            layer.withdraw_frame(number)?;
             return Ok(false);
         };
         self.make_room(data.len() as u64, layer.digest())?;

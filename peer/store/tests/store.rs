@@ -208,6 +208,24 @@ fn claims_outlive_kills_and_crashes_until_they_are_settled() {
     assert!(again(&[]).readable().is_full() && !path.join("device.claims").exists());
 }
 
+#[test]
+fn a_damaged_frame_is_given_to_nobody_and_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let fixture = fixture(1);
+    let options =
+        StoreOptions { directory: directory.path().to_owned(), limit_bytes: 1 << 30, devices: false };
+    let store = Store::open(options).unwrap();
+    let layer = commit(&store, &fixture, 4);
+    let kept = layer.kept_bytes();
+    let pack = fs::OpenOptions::new().write(true).open(layer.paths().device.with_file_name("pack")).unwrap();
+    pack.write_all_at(&[0xff; 4], 0).unwrap();
+    assert!(!store.recover(&layer, 0).unwrap());
+    assert!(layer.frame(0).is_none() && store.recover(&layer, 1).unwrap());
+    store.keep(&layer, 0, &fixture.frames[0], &fixture.data[0]).unwrap();
+    assert_eq!(layer.read_frame(0).unwrap(), fixture.frames[0]);
+    assert_eq!(layer.kept_bytes(), kept + 2 * CHUNK_BYTES as u64);
+}
+
 /// What comes from the swarm before its turn is kept, counted once, and not hashed again.
 #[test]
 fn a_claimed_chunk_that_is_fetched_is_counted_once() {
