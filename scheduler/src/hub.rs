@@ -30,6 +30,8 @@ struct State {
 struct Session {
     number: u64,
     outbox: Arc<Outbox>,
+    incarnation: String,
+    address: String,
 }
 
 /// A connected peer's place in the hub; worthless once the peer has a newer session.
@@ -46,17 +48,30 @@ impl Hub {
         Self { state: Mutex::new(state), started: Instant::now(), metrics }
     }
 
-    /// Announces a peer; an older session of the same peer ends.
-    pub fn join(&self, info: PeerInfo, outbox: &Arc<Outbox>) -> Member {
+    /// Announces a peer; an older session of the same peer ends. Another process under the same id is refused while
+    /// the first one is there: the two would end each other's sessions for ever. One that has the first one's address is
+    /// the first one started again.
+    pub fn join(
+        &self,
+        info: PeerInfo,
+        incarnation: String,
+        outbox: &Arc<Outbox>,
+    ) -> Result<Member, SessionEnd> {
         let mut state = self.state.lock();
+        let older = state.sessions.get(&info.id);
+        let other = |older: &&Session| older.incarnation != incarnation && older.address != info.address;
+        if let Some(first) = older.filter(other) {
+            return Err(SessionEnd::Taken { peer: info.id, address: first.address.clone() });
+        }
         state.next_session += 1;
         let member = Member { peer: info.id.clone(), number: state.next_session };
-        let session = Session { number: member.number, outbox: outbox.clone() };
+        let address = info.address.clone();
+        let session = Session { number: member.number, outbox: outbox.clone(), incarnation, address };
         if let Some(older) = state.sessions.insert(info.id.clone(), session) {
             older.outbox.close(SessionEnd::Replaced);
         }
         self.carry_out(&mut state, Event::PeerAnnounced(info));
-        member
+        Ok(member)
     }
 
     /// Takes in what a member says, unless it has a newer session.
@@ -105,14 +120,14 @@ impl State {
         self.sessions.get(&member.peer).is_some_and(|session| session.number == member.number)
     }
 
-    /// A peer over a limit of its own is faulty and its session ends. One that meets the cluster's limit on
-    /// tasks, or reports more than is remembered, still works: it is only recommended for less.
+    /// A peer that says what no peer may say is faulty and its session ends. One that meets a limit on tasks still
+    /// works: it is recommended for less, or finds parents for what is refused as it does without a scheduler.
     fn refuse(&self, to: &PeerId, reason: Refusal) {
         tracing::warn!(peer = %to, "refused: {reason}");
         let Some(session) = self.sessions.get(to) else { return };
         match reason {
-            Refusal::Peers | Refusal::OpenTasks | Refusal::TraceSize => session.outbox.close(reason.into()),
-            Refusal::Tasks | Refusal::TasksOfPeer => {}
+            Refusal::Peers | Refusal::TraceSize => session.outbox.close(reason.into()),
+            Refusal::Tasks | Refusal::TasksOfPeer | Refusal::OpenTasks => {}
         }
     }
 }

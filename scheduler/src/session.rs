@@ -110,10 +110,13 @@ impl Sessions {
         };
         let (version, incarnation) = (announce.version.clone(), announce.incarnation.clone());
         let info = convert::announce(announce, arrival.remote)?;
-        tracing::info!(peer = %info.id, role = ?info.role, address = info.address, version, incarnation, "joined");
+        let (id, role, address) = (info.id.clone(), info.role, info.address.clone());
         let heartbeat_interval_ms = u32::try_from(self.heartbeat.as_millis()).unwrap_or(u32::MAX);
+        let member = self.hub.join(info, incarnation.clone(), &arrival.outbox)?;
+        // It has opened nothing yet: nothing was queued before this.
         arrival.outbox.push(Outgoing::Welcome { heartbeat_interval_ms });
-        Ok(self.hub.join(info, &arrival.outbox))
+        tracing::info!(peer = %id, ?role, address, version, incarnation, "joined");
+        Ok(member)
     }
 
     async fn listen(

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use d7y_scheduler_core::Refusal;
+use d7y_scheduler_core::{PeerId, Refusal};
 use tonic::Status;
 
 use crate::convert::WireError;
@@ -25,6 +25,10 @@ pub(crate) enum SessionEnd {
     NotReading,
     #[error("the same peer id was announced in a newer session")]
     Replaced,
+    #[error(
+        "the peer at {address} has the id {peer:?} already; give this one another host name, or set peerId"
+    )]
+    Taken { peer: PeerId, address: String },
     #[error("the scheduler is shutting down; reconnect later or to another one")]
     Draining,
 }
@@ -41,6 +45,7 @@ impl SessionEnd {
             Self::Silent(_) => "silent",
             Self::NotReading => "not_reading",
             Self::Replaced => "replaced",
+            Self::Taken { .. } => "taken",
             Self::Draining => "draining",
         }
     }
@@ -58,6 +63,7 @@ impl SessionEnd {
             Self::Refused(_) | Self::NotReading => Status::resource_exhausted(text),
             Self::Silent(_) => Status::deadline_exceeded(text),
             Self::Replaced => Status::aborted(text),
+            Self::Taken { .. } => Status::already_exists(text),
             Self::Draining => Status::unavailable(text),
         })
     }

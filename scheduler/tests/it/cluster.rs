@@ -49,9 +49,13 @@ impl Cluster {
     }
 
     pub async fn join(&self, name: &str, role: Role) -> Peer {
+        self.join_as(announce(name, role)).await
+    }
+
+    pub async fn join_as(&self, announce: Message) -> Peer {
         let mut peer = Peer::open(self.addresses.server).await;
-        peer.say(announce(name, role)).await;
-        assert!(matches!(peer.hear().await, Ok(Some(Heard::Welcome(_)))), "{name} is welcome");
+        peer.say(announce).await;
+        assert!(matches!(peer.hear().await, Ok(Some(Heard::Welcome(_)))), "it is welcome");
         peer
     }
 

@@ -5,6 +5,7 @@ use d7y_proto::scheduler::inventory::State;
 use d7y_proto::scheduler::peer_message::Message;
 use d7y_proto::scheduler::scheduler_message::Message as Heard;
 use d7y_proto::scheduler::{Announce, CloseTask, GetTrace, Inventory, PublishTrace, Role};
+use d7y_scheduler_core::MAX_OPEN_PER_PEER;
 use tonic::Code;
 
 use crate::cluster::{Cluster, PATIENCE, Peer, TASK, announce, inventory, open, parents};
@@ -56,6 +57,59 @@ async fn a_newer_session_of_a_peer_replaces_the_older_one() {
     assert_eq!(older.ends().await.unwrap().code(), Code::Aborted);
     newer.say(open(&TASK)).await;
     assert!(newer.assigned().await.ingest_yourself, "the end of the older one did not remove the newer one");
+}
+
+#[tokio::test]
+async fn a_second_peer_of_the_same_id_is_refused_while_the_first_is_there() {
+    let cluster = Cluster::start().await;
+    let process = |incarnation: &str, address: &str| {
+        let Message::Announce(announce) = announce("node", Role::Node) else { unreachable!() };
+        let (incarnation, address) = (incarnation.to_owned(), address.to_owned());
+        Message::Announce(Announce { incarnation, address, ..announce })
+    };
+    let mut first = cluster.join_as(process("a", "192.0.2.1:4000")).await;
+    let mut second = Peer::open(cluster.addresses.server).await;
+    second.say(process("b", "192.0.2.2:4000")).await;
+    let status = second.ends().await.unwrap();
+    assert_eq!(status.code(), Code::AlreadyExists);
+    assert!(status.message().contains("192.0.2.1:4000 has the id node already"), "{}", status.message());
+    first.say(open(&TASK)).await;
+    assert!(first.assigned().await.ingest_yourself, "the first one did not notice");
+
+    let again = cluster.join_as(process("a", "192.0.2.3:4000")).await;
+    assert_eq!(first.ends().await.unwrap().code(), Code::Aborted, "the same process from another address");
+    let restarted = cluster.join_as(process("c", "192.0.2.3:4000")).await;
+    drop((again, restarted));
+    let next = async {
+        loop {
+            let mut second = Peer::open(cluster.addresses.server).await;
+            second.say(process("b", "192.0.2.2:4000")).await;
+            if second.hear().await.is_ok() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, next).await.expect("once the first is gone, the second may have the id");
+}
+
+#[tokio::test]
+async fn one_task_too_many_is_refused_and_nothing_else() {
+    let cluster = Cluster::start().await;
+    let mut node = cluster.join("node", Role::Node).await;
+    let task = |number: usize| {
+        let mut task = [0; 32];
+        task[..8].copy_from_slice(&number.to_le_bytes());
+        task
+    };
+    for number in 0..MAX_OPEN_PER_PEER {
+        node.say(open(&task(number))).await;
+        assert_eq!(node.assigned().await.task, task(number));
+    }
+    node.say(open(&task(MAX_OPEN_PER_PEER))).await;
+    node.say(Message::Close(CloseTask { task: task(0).to_vec() })).await;
+    let next = task(MAX_OPEN_PER_PEER + 1);
+    node.say(open(&next)).await;
+    assert_eq!(node.assigned().await.task, next);
 }
 
 #[tokio::test]
