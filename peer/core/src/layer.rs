@@ -133,6 +133,21 @@ impl LayerState {
         self.chunks.get(chunk as usize) == Some(&ChunkState::Wanted(lane))
     }
 
+    /// Nobody waits for a chunk any more; true when it is to be queued in the background instead.
+    pub fn demote(&mut self, chunk: u32) -> bool {
+        match self.chunks.get(chunk as usize) {
+            Some(ChunkState::Wanted(lane)) if *lane < Lane::Background => {
+                self.replace(chunk, ChunkState::Wanted(Lane::Background));
+                true
+            }
+            Some(ChunkState::Unheld(_)) => {
+                self.set_aside(chunk, Lane::Background);
+                false
+            }
+            _ => false,
+        }
+    }
+
     /// Takes a chunk out of the queues until a holder appears.
     pub fn set_aside(&mut self, chunk: u32, lane: Lane) {
         self.replace(chunk, ChunkState::Unheld(lane));

@@ -29,11 +29,13 @@ pub(crate) struct Parent {
     bytes_per_second: Option<f64>,
     /// When the parent last delivered, or was first asked after being idle.
     busy_since: Option<Instant>,
+    /// Since when chunks have come late and nothing has come.
+    late_since: Option<Instant>,
 }
 
 impl Parent {
     pub fn new(role: ParentRole) -> Self {
-        Self { role, outstanding_bytes: [0; 3], bytes_per_second: None, busy_since: None }
+        Self { role, outstanding_bytes: [0; 3], bytes_per_second: None, busy_since: None, late_since: None }
     }
 
     /// One request is always allowed, however small the window.
@@ -66,12 +68,24 @@ impl Parent {
     }
 
     /// What was asked did not come in time.
-    pub fn is_late(&mut self) {
+    pub fn is_late(&mut self, now: Instant) {
+        self.late_since.get_or_insert(now);
         let shown = self.bytes_per_second.unwrap_or(FIRST_GUESS_BYTES_PER_SECOND);
         self.bytes_per_second = Some((shown / 2.0).max(LEAST_BYTES_PER_SECOND));
     }
 
+    /// Whether the parent has been late for this long, is late again, and has not said a word in between.
+    pub fn hangs(&self, now: Instant, limit: Duration) -> bool {
+        self.late_since.is_some_and(|since| now.saturating_duration_since(since) >= limit)
+    }
+
+    /// The parent answered something, if only that it has nothing.
+    pub fn answered(&mut self) {
+        self.late_since = None;
+    }
+
     pub fn delivered(&mut self, lane: Lane, bytes: u64, now: Instant) {
+        self.answered();
         self.forget(lane, bytes);
         if let Some(since) = self.busy_since.replace(now) {
             let elapsed = now.saturating_duration_since(since).max(Duration::from_micros(50));

@@ -31,6 +31,8 @@ pub struct Limits {
     pub quiet: Duration,
     /// A chunk asked for this long ago is asked of somebody else.
     pub overdue: Duration,
+    /// A parent that was late this long ago, has not said a word since, and is late again, hangs.
+    pub hanging: Duration,
 }
 
 impl Default for Limits {
@@ -39,6 +41,7 @@ impl Default for Limits {
             window_bytes: [8 << 20, 512 << 10, 256 << 10],
             quiet: Duration::from_secs(2),
             overdue: Duration::from_secs(5),
+            hanging: Duration::from_secs(5),
         }
     }
 }
@@ -66,6 +69,7 @@ pub struct Planner {
     /// What was asked for, oldest first. An entry that `in_flight` does not have so is stale and skipped.
     asked: VecDeque<((LayerId, u32), Instant)>,
     last_urgent: Option<Instant>,
+    hanging: BTreeSet<ParentId>,
     /// Spreads the background order of different peers, so that they have something to trade.
     rotation: u64,
 }
@@ -80,6 +84,7 @@ impl Planner {
             in_flight: HashMap::new(),
             asked: VecDeque::new(),
             last_urgent: None,
+            hanging: BTreeSet::new(),
             rotation,
         }
     }
@@ -102,6 +107,7 @@ impl Planner {
     /// What was under way at the parent is wanted again.
     pub fn remove_parent(&mut self, parent: ParentId) {
         self.parents.remove(&parent);
+        self.hanging.remove(&parent);
         self.layers.iter_mut().for_each(|layer| drop(layer.holders.remove(&parent)));
         self.requeue(|_, flight| flight.parent == parent);
     }
@@ -160,6 +166,21 @@ impl Planner {
         }
     }
 
+    /// Whoever waited for the chunk has given up: nothing is owed any more, but it would do no harm.
+    pub fn demote(&mut self, layer: LayerKey, chunk: u32) {
+        let Some((id, state)) = self.layers.get_mut(layer) else { return };
+        if state.demote(chunk) {
+            self.queues[Lane::Background as usize].push_back((id, chunk));
+        } else if let Some(flight) = self.in_flight.get_mut(&(id, chunk)) {
+            flight.wanted = Lane::Background;
+        }
+    }
+
+    /// Parents that are connected and do not answer: the caller lets go of them.
+    pub fn take_hanging(&mut self) -> BTreeSet<ParentId> {
+        std::mem::take(&mut self.hanging)
+    }
+
     /// Queues all that is missing of a layer in the background lane.
     pub fn want_rest(&mut self, layer: LayerKey, now: Instant) {
         let Some(all) = self.layers.get(layer).map(LayerState::all) else { return };
@@ -185,6 +206,7 @@ impl Planner {
         if let Some(bits) = state.holders.get_mut(&by) {
             bits.clear(chunk);
         }
+        self.parents.entry(by).and_modify(Parent::answered);
         if self.in_flight.get(&(id, chunk)).is_some_and(|flight| flight.parent == by) {
             self.put_back(id, chunk);
         }
@@ -283,7 +305,11 @@ impl Planner {
         }
         let late: BTreeSet<ParentId> = overdue.iter().map(|(_, parent)| *parent).collect();
         for parent in late {
-            self.parents.entry(parent).and_modify(Parent::is_late);
+            let Some(late) = self.parents.get_mut(&parent) else { continue };
+            late.is_late(now);
+            if late.hangs(now, self.limits.hanging) {
+                self.hanging.insert(parent);
+            }
         }
         // Backwards, so that the first is the first again.
         overdue.into_iter().rev().for_each(|((id, chunk), _)| self.put_back(id, chunk));

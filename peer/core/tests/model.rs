@@ -29,6 +29,7 @@ enum Event {
     RefuseUnasked { layer: u8, chunk: u32, parent: u32 },
     ComeByItself { layer: u8, chunk: u32 },
     Drop { layer: u8, chunk: u32 },
+    GiveUp { layer: u8, chunk: u32 },
     RemoveLayer(u8),
     AddLayer(u8),
     Pass(u64),
@@ -57,6 +58,7 @@ fn event() -> impl Strategy<Value = Event> {
             .prop_map(|(layer, chunk, parent)| Event::RefuseUnasked { layer, chunk, parent }),
         1 => (layer(), chunk()).prop_map(|(layer, chunk)| Event::ComeByItself { layer, chunk }),
         1 => (layer(), chunk()).prop_map(|(layer, chunk)| Event::Drop { layer, chunk }),
+        2 => (layer(), chunk()).prop_map(|(layer, chunk)| Event::GiveUp { layer, chunk }),
         1 => layer().prop_map(Event::RemoveLayer),
         1 => (0..LAYERS).prop_map(Event::AddLayer),
         4 => (0..4_000_u64).prop_map(Event::Pass),
@@ -155,6 +157,13 @@ impl Model {
             Event::RefuseUnasked { layer, chunk, parent } => self.refuse(layer, chunk, parent),
             Event::ComeByItself { layer, chunk } => self.arrive(layer, chunk),
             Event::Drop { layer, chunk } => self.drop_chunk(layer, chunk),
+            Event::GiveUp { layer, chunk } => {
+                self.planner.demote(key(layer), chunk);
+                if let Some(wanted) = self.layers.get_mut(&layer).and_then(|said| said.wanted.get_mut(&chunk))
+                {
+                    *wanted = Lane::Background;
+                }
+            }
             Event::RemoveLayer(layer) => {
                 self.planner.remove_layer(key(layer));
                 self.layers.remove(&layer);
@@ -271,7 +280,8 @@ impl Model {
                 Some(wanted) => {
                     assert!(lane <= *wanted, "chunk {chunk} wanted in {wanted:?}, asked in {lane:?}")
                 }
-                None => assert_eq!(lane, Lane::Prefetch, "nobody wants chunk {chunk}"),
+                // Read ahead, and perhaps given up since.
+                None => assert_ne!(lane, Lane::Demand, "nobody wants chunk {chunk}"),
             }
             assert!(self.holders_of(layer, chunk).contains(&parent), "{parent} does not hold {chunk}");
             let outstanding = self.outstanding(parent, lane);

@@ -206,3 +206,39 @@ fn a_parent_that_has_shown_nothing_is_thought_as_fast_as_the_fastest() {
     rig.want(&[19], Lane::Demand);
     assert_eq!(rig.asked(), [(NODE, Lane::Demand, vec![19])]);
 }
+
+#[test]
+fn a_parent_that_does_not_answer_is_found_out_and_one_that_is_slow_is_not() {
+    let overdue = Limits::default().overdue;
+    for answers in [false, true] {
+        let mut rig = Rig::new(20);
+        rig.want(&[3], Lane::Demand);
+        let mut found = Vec::new();
+        for _ in 0..3 {
+            assert_eq!(rig.asked(), [(SEED, Lane::Demand, vec![3])]);
+            found.push(rig.planner.take_hanging().contains(&SEED));
+            if answers {
+                rig.planner.refused(LAYER, 7, SEED);
+            }
+            rig.now += overdue;
+        }
+        assert_eq!(found, [false, false, !answers], "late once, late again");
+    }
+}
+
+#[test]
+fn what_nobody_waits_for_any_more_is_no_orphan() {
+    let mut rig = Rig::new(20);
+    rig.planner.remove_parent(SEED);
+    rig.want(&[3, 4], Lane::Demand);
+    assert_eq!(rig.asked(), []);
+    assert!(rig.planner.has_orphans(LAYER));
+    rig.planner.demote(LAYER, 3);
+    assert!(rig.planner.has_orphans(LAYER));
+    rig.planner.demote(LAYER, 4);
+    assert!(!rig.planner.has_orphans(LAYER));
+    rig.planner.add_parent(NODE, ParentRole::Node);
+    rig.planner.set_holding(LAYER, NODE, Bits::all(20));
+    rig.now += Limits::default().quiet;
+    assert_eq!(rig.asked(), [(NODE, Lane::Background, vec![3])], "it comes when it is had for nothing");
+}
