@@ -2,29 +2,33 @@
 //!
 //! The session with the scheduler is kept up by one task. After every reconnect the peer says all that it has and
 //! wants again, because the scheduler remembers nothing over a restart. Nothing on the read path waits for it.
+//!
+//! What waits to be said are topics, not messages: each stands once in the queue, and what is said of it is what holds
+//! when its turn comes. So nothing is dropped, nothing stale overtakes, and the queue is no longer than the inventory.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use d7y_proto::scheduler::inventory::State;
 use d7y_proto::scheduler::scheduler_client::SchedulerClient;
 use d7y_proto::scheduler::{
     Announce, Assignment, CloseTask, GetTrace, Heartbeat, Inventory, OpenTask, PeerMessage, PublishTrace,
-    SchedulerMessage, peer_message, scheduler_message,
+    Role, SchedulerMessage, peer_message, scheduler_message,
 };
 use d7y_types::Sha256Digest;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::failure::chain;
 use crate::fetch::{Fetcher, Parent};
 use crate::metrics::Metrics;
 
-/// Messages to the scheduler that may wait for the session; more are dropped and said again after a reconnect.
-const OUTBOUND_QUEUE: usize = 1024;
+/// Messages to the scheduler between the topics and the socket.
+const OUTBOUND_QUEUE: usize = 16;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const RECONNECT_FIRST: Duration = Duration::from_millis(200);
 const RECONNECT_MOST: Duration = Duration::from_secs(5);
@@ -41,8 +45,20 @@ pub struct Plan {
     pub ingest: bool,
     /// A scheduler decides who is.
     pub leased: bool,
+    /// Who is to read the origin again for chunks that no peer holds.
+    pub refill: Refill,
     /// Whom to ask, best first.
     pub ask: Vec<Parent>,
+}
+
+/// Who holds the origin lease of a layer whose index is known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Refill {
+    /// Nobody: some peer holds the layer whole, or there is no scheduler to say so.
+    #[default]
+    Nobody,
+    Myself,
+    Other(Parent),
 }
 
 pub struct DirectoryConfig {
@@ -58,30 +74,96 @@ struct Known {
     traces: BTreeMap<Sha256Digest, Vec<u8>>,
 }
 
+/// Why there is no session.
+enum SessionError {
+    /// Another peer has this one's id.
+    Taken(String),
+    Lost(String),
+}
+
+impl From<tonic::Status> for SessionError {
+    fn from(status: tonic::Status) -> Self {
+        match status.code() {
+            tonic::Code::AlreadyExists => Self::Taken(status.message().to_owned()),
+            _ => Self::Lost(chain(&status)),
+        }
+    }
+}
+
+/// What has become of layers since the inventory was last looked at.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Wanted so far, and complete now.
+    pub whole: Vec<Sha256Digest>,
+    /// Announced, and not in the store.
+    pub gone: Vec<Sha256Digest>,
+}
+
+/// What the scheduler is told.
+#[derive(Default)]
+struct Said {
+    inventory: HashMap<Sha256Digest, State>,
+    wanted: HashSet<Sha256Digest>,
+    /// Traces to publish.
+    traces: HashMap<Sha256Digest, Vec<u8>>,
+    /// What is still to be said in this session.
+    session: Option<Topics>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Topic {
+    Heartbeat,
+    Inventory(Sha256Digest),
+    /// That this peer gave up reading the layer: an event, unlike what it holds.
+    Failure(Sha256Digest),
+    Task(Sha256Digest),
+    PublishTrace(Sha256Digest),
+    GetTrace(Sha256Digest),
+}
+
+#[derive(Default)]
+struct Topics {
+    order: VecDeque<Topic>,
+    waiting: HashSet<Topic>,
+}
+
+impl Topics {
+    fn push(&mut self, topic: Topic) {
+        if self.waiting.insert(topic) {
+            self.order.push_back(topic);
+        }
+    }
+
+    fn pop(&mut self) -> Option<Topic> {
+        let topic = self.order.pop_front()?;
+        self.waiting.remove(&topic);
+        Some(topic)
+    }
+}
+
 pub struct Directory {
     config: DirectoryConfig,
     known: watch::Sender<Known>,
-    outbound: Mutex<Option<mpsc::Sender<PeerMessage>>>,
-    inventory: Mutex<HashMap<Sha256Digest, State>>,
-    wanted: Mutex<HashSet<Sha256Digest>>,
+    said: Mutex<Said>,
+    more_to_say: Notify,
+    connected: AtomicBool,
     metrics: Arc<Metrics>,
 }
 
 impl Directory {
     pub fn new(config: DirectoryConfig, metrics: Arc<Metrics>) -> Self {
-        let known = watch::Sender::new(Known::default());
-        let (inventory, wanted) = (Mutex::default(), Mutex::default());
-        Self { config, known, outbound: Mutex::default(), inventory, wanted, metrics }
+        let (known, said) = (watch::Sender::new(Known::default()), Mutex::default());
+        Self { config, known, said, more_to_say: Notify::new(), connected: AtomicBool::new(false), metrics }
     }
 
     pub fn is_connected(&self) -> bool {
-        self.outbound.lock().is_some()
+        self.connected.load(Ordering::Relaxed)
     }
 
     /// Whom to ask for a layer now. Waits a moment for the scheduler, never longer.
     pub async fn plan(&self, layer: Sha256Digest) -> Plan {
-        self.wanted.lock().insert(layer);
-        let asked = self.say(peer_message::Message::Open(OpenTask { task: layer.0.to_vec() }));
+        self.said.lock().wanted.insert(layer);
+        let asked = self.say(Topic::Task(layer));
         let mut known = self.known.subscribe();
         if asked {
             let word = known.wait_for(|known| known.plans.contains_key(&layer));
@@ -92,39 +174,95 @@ impl Directory {
             }
         }
         let seeds = self.static_seeds(layer).await;
-        Plan { ingest: seeds.is_empty(), leased: false, ask: seeds }
+        // Seeds that name each other agree on who reads.
+        let rank = |seed: SocketAddr| weight(layer, &seed.to_string());
+        let me = match self.config.announce.role() {
+            Role::Seed => resolve(&self.config.announce.address).await,
+            _ => None,
+        };
+        let mine = me.is_some_and(|me| seeds.iter().all(|seed| rank(seed.address) < rank(me)));
+        Plan { ingest: seeds.is_empty() || mine, ask: seeds, ..Plan::default() }
     }
 
     /// The configured seeds other than this peer, in an order that spreads layers over them.
     pub async fn static_seeds(&self, layer: Sha256Digest) -> Vec<Parent> {
-        let mut seeds = Vec::new();
-        for seed in self.config.seeds.iter().filter(|seed| **seed != self.config.announce.address) {
-            seeds.extend(resolve(seed).await.map(|address| Parent { address, seed: true }));
+        if self.config.seeds.is_empty() {
+            return Vec::new();
         }
-        seeds.sort_by_key(|seed| std::cmp::Reverse(weight(layer, seed.address)));
+        let me = resolve(&self.config.announce.address).await;
+        let mut seeds = Vec::new();
+        for seed in &self.config.seeds {
+            let address = resolve(seed).await.filter(|address| Some(*address) != me);
+            seeds.extend(address.map(|address| Parent { address, seed: true }));
+        }
+        seeds.sort_by_key(|seed| std::cmp::Reverse(weight(layer, &seed.address.to_string())));
         seeds
     }
 
-    pub fn forget(&self, layer: Sha256Digest) {
-        self.wanted.lock().remove(&layer);
-        self.known.send_modify(|known| drop(known.plans.remove(&layer)));
-        self.say(peer_message::Message::Close(CloseTask { task: layer.0.to_vec() }));
+    /// Whether another peer rather than this one is to read a layer, when nobody else says.
+    pub fn outranks(&self, other: &str, layer: Sha256Digest) -> bool {
+        weight(layer, other) > weight(layer, &self.config.announce.peer_id)
     }
 
-    pub fn announce(&self, layer: Sha256Digest, state: State) {
-        let before = self.inventory.lock().insert(layer, state);
-        if before != Some(state) {
-            self.say(inventory_message(layer, state));
+    /// Parents of the layer are of no more interest.
+    pub fn forget(&self, layer: Sha256Digest) {
+        if self.said.lock().wanted.remove(&layer) {
+            self.known.send_modify(|known| drop(known.plans.remove(&layer)));
+            self.say(Topic::Task(layer));
         }
     }
 
+    pub fn announce(&self, layer: Sha256Digest, state: State) {
+        let mut said = self.said.lock();
+        let before = match state {
+            State::None | State::Failed => said.inventory.remove(&layer),
+            _ => said.inventory.insert(layer, state),
+        };
+        drop(said);
+        if state == State::Failed {
+            self.say(Topic::Failure(layer));
+        } else if before.unwrap_or(State::None) != state {
+            self.say(Topic::Inventory(layer));
+        }
+    }
+
+    /// Says what has changed of all layers here, each with whether it is whole: of those, parents are of no more interest.
+    pub fn keep_inventory(&self, held: impl Iterator<Item = (Sha256Digest, State, bool)>) -> Changes {
+        let mut said = self.said.lock();
+        let (mut changes, mut here, mut topics) = (Changes::default(), HashSet::new(), Vec::new());
+        for (layer, state, whole) in held {
+            here.insert(layer);
+            if said.inventory.insert(layer, state) != Some(state) {
+                topics.push(Topic::Inventory(layer));
+            }
+            if whole && said.wanted.remove(&layer) {
+                topics.push(Topic::Task(layer));
+                changes.whole.push(layer);
+            }
+        }
+        changes.gone.extend(said.inventory.keys().filter(|layer| !here.contains(*layer)));
+        drop(said);
+        if !changes.whole.is_empty() {
+            self.known.send_modify(|known| known.plans.retain(|layer, _| !changes.whole.contains(layer)));
+        }
+        for topic in topics {
+            self.say(topic);
+        }
+        changes
+    }
+
     pub fn publish_trace(&self, image: Sha256Digest, body: Vec<u8>) {
-        self.say(peer_message::Message::PublishTrace(PublishTrace { image: image.0.to_vec(), body }));
+        let mut said = self.said.lock();
+        if said.session.is_some() && said.traces.len() < MAX_TRACES {
+            said.traces.insert(image, body);
+        }
+        drop(said);
+        self.say(Topic::PublishTrace(image));
     }
 
     /// The image's access trace, if the scheduler knows one and says so in time.
     pub async fn trace(&self, image: Sha256Digest, wait: Duration) -> Option<Vec<u8>> {
-        if !self.say(peer_message::Message::GetTrace(GetTrace { image: image.0.to_vec() })) {
+        if !self.say(Topic::GetTrace(image)) {
             return None;
         }
         let mut known = self.known.subscribe();
@@ -133,22 +271,47 @@ impl Directory {
         known.traces.get(&image).filter(|body| !body.is_empty()).cloned()
     }
 
-    /// False when there is no session, or it is clogged.
-    fn say(&self, message: peer_message::Message) -> bool {
-        let outbound = self.outbound.lock();
-        let message = PeerMessage { message: Some(message) };
-        outbound.as_ref().is_some_and(|session| session.try_send(message).is_ok())
+    /// False when there is no session to say it in.
+    fn say(&self, topic: Topic) -> bool {
+        let mut said = self.said.lock();
+        let Some(session) = &mut said.session else { return false };
+        session.push(topic);
+        drop(said);
+        self.more_to_say.notify_one();
+        true
+    }
+
+    async fn next_to_say(&self) -> PeerMessage {
+        loop {
+            let message = self.said.lock().next(&self.metrics);
+            match message {
+                Some(message) => return PeerMessage { message: Some(message) },
+                None => self.more_to_say.notified().await,
+            }
+        }
     }
 
     /// Keeps the session up for as long as the peer runs.
     pub async fn run(self: Arc<Self>, fetcher: Fetcher) {
-        let mut delay = RECONNECT_FIRST;
+        let (mut delay, mut taken) = (RECONNECT_FIRST, false);
         loop {
             let began = tokio::time::Instant::now();
-            if let Err(error) = self.session(&fetcher).await {
-                tracing::debug!(scheduler = self.config.scheduler, error, "no scheduler session");
+            match self.session(&fetcher).await {
+                Ok(()) => {}
+                Err(SessionError::Taken(error)) if !taken => {
+                    taken = true;
+                    tracing::error!(
+                        scheduler = self.config.scheduler,
+                        error,
+                        "the scheduler refuses this peer"
+                    );
+                }
+                Err(SessionError::Taken(error) | SessionError::Lost(error)) => {
+                    tracing::debug!(scheduler = self.config.scheduler, error, "no scheduler session");
+                }
             }
-            if self.outbound.lock().take().is_some() {
+            self.said.lock().session = None;
+            if self.connected.swap(false, Ordering::Relaxed) {
                 tracing::warn!(
                     scheduler = self.config.scheduler,
                     "lost the scheduler; going on with what is known"
@@ -156,6 +319,7 @@ impl Directory {
             }
             self.metrics.scheduler_connected.set(0);
             if began.elapsed() > RECONNECT_MOST {
+                taken = false;
                 delay = RECONNECT_FIRST;
             }
             tokio::time::sleep(delay).await;
@@ -163,53 +327,45 @@ impl Directory {
         }
     }
 
-    async fn session(&self, fetcher: &Fetcher) -> Result<(), String> {
+    async fn session(&self, fetcher: &Fetcher) -> Result<(), SessionError> {
         let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", self.config.scheduler))
-            .map_err(|error| chain(&error))?
+            .map_err(|error| SessionError::Lost(chain(&error)))?
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(5));
-        let channel = endpoint.connect().await.map_err(|error| chain(&error))?;
+        let channel = endpoint.connect().await.map_err(|error| SessionError::Lost(chain(&error)))?;
         let (send, outbound) = mpsc::channel(OUTBOUND_QUEUE);
-        self.introduce(&send).await;
+        let announce = peer_message::Message::Announce(self.config.announce.clone());
+        let _ = send.try_send(PeerMessage { message: Some(announce) });
+        self.said.lock().begin();
+        self.known.send_modify(|known| known.plans.clear());
         let mut client = SchedulerClient::new(channel);
-        let answer = client.session(ReceiverStream::new(outbound)).await.map_err(|status| chain(&status))?;
+        let answer = client.session(ReceiverStream::new(outbound)).await?;
         let mut inbound = answer.into_inner();
-        *self.outbound.lock() = Some(send.clone());
-        self.metrics.scheduler_connected.set(1);
-        tracing::info!(scheduler = self.config.scheduler, "scheduler session is up");
+        let saying = async { while send.send(self.next_to_say().await).await.is_ok() {} };
+        tokio::select! {
+            () = saying => Ok(()),
+            ended = self.listen(&mut inbound, fetcher) => ended,
+        }
+    }
+
+    async fn listen(
+        &self,
+        inbound: &mut tonic::Streaming<SchedulerMessage>,
+        fetcher: &Fetcher,
+    ) -> Result<(), SessionError> {
         let mut heartbeat = tokio::time::interval(DEFAULT_HEARTBEAT);
         loop {
             tokio::select! {
-                message = inbound.message() => match message.map_err(|status| chain(&status))? {
+                message = inbound.message() => match message? {
                     Some(message) => self.hear(message, &mut heartbeat, fetcher).await,
                     None => return Ok(()),
                 },
                 _ = heartbeat.tick() => {
-                    let beat = Heartbeat { upload_bytes_total: self.metrics.uploaded_bytes.get(), ..Heartbeat::default() };
-                    self.say(peer_message::Message::Heartbeat(beat));
+                    self.say(Topic::Heartbeat);
                 }
             }
         }
-    }
-
-    async fn introduce(&self, session: &mpsc::Sender<PeerMessage>) {
-        let inventory: Vec<_> = self.inventory.lock().iter().map(|(layer, state)| (*layer, *state)).collect();
-        let wanted: Vec<_> = self.wanted.lock().iter().copied().collect();
-        let announce = peer_message::Message::Announce(self.config.announce.clone());
-        let have = inventory.into_iter().map(|(layer, state)| inventory_message(layer, state));
-        let want =
-            wanted.into_iter().map(|layer| peer_message::Message::Open(OpenTask { task: layer.0.to_vec() }));
-        let session = session.clone();
-        let all: Vec<_> = std::iter::once(announce).chain(have).chain(want).collect();
-        // A task of its own: the queue may be shorter than the inventory, and the stream is not read yet.
-        tokio::spawn(async move {
-            for message in all {
-                if session.send(PeerMessage { message: Some(message) }).await.is_err() {
-                    return;
-                }
-            }
-        });
     }
 
     async fn hear(
@@ -219,7 +375,13 @@ impl Directory {
         fetcher: &Fetcher,
     ) {
         match message.message {
-            Some(scheduler_message::Message::Welcome(welcome)) if welcome.heartbeat_interval_ms > 0 => {
+            Some(scheduler_message::Message::Welcome(welcome)) => {
+                self.connected.store(true, Ordering::Relaxed);
+                self.metrics.scheduler_connected.set(1);
+                tracing::info!(scheduler = self.config.scheduler, "scheduler session is up");
+                if welcome.heartbeat_interval_ms == 0 {
+                    return;
+                }
                 let every = Duration::from_millis(u64::from(welcome.heartbeat_interval_ms));
                 *heartbeat = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
             }
@@ -227,7 +389,10 @@ impl Directory {
                 let Some(layer) = digest(&assignment.task) else { return };
                 let plan = plan_of(assignment, &self.config.announce.peer_id).await;
                 fetcher.set_parents(layer, plan.ask.clone()).await;
-                self.known.send_modify(|known| drop(known.plans.insert(layer, plan)));
+                let said = self.said.lock();
+                if said.wanted.contains(&layer) {
+                    self.known.send_modify(|known| drop(known.plans.insert(layer, plan)));
+                }
             }
             Some(scheduler_message::Message::Trace(trace)) => {
                 let Some(image) = digest(&trace.image) else { return };
@@ -243,6 +408,52 @@ impl Directory {
     }
 }
 
+impl Said {
+    /// A new session: everything is to be said, first what is here and then what is wanted.
+    fn begin(&mut self) {
+        let mut topics = Topics::default();
+        self.inventory.keys().for_each(|layer| topics.push(Topic::Inventory(*layer)));
+        self.wanted.iter().for_each(|layer| topics.push(Topic::Task(*layer)));
+        self.traces.keys().for_each(|image| topics.push(Topic::PublishTrace(*image)));
+        self.session = Some(topics);
+    }
+
+    fn next(&mut self, metrics: &Metrics) -> Option<peer_message::Message> {
+        use peer_message::Message;
+        loop {
+            let topic = self.session.as_mut()?.pop()?;
+            return Some(match topic {
+                Topic::Heartbeat => {
+                    let upload_bytes_total = metrics.uploaded_bytes.get();
+                    Message::Heartbeat(Heartbeat { upload_bytes_total, ..Heartbeat::default() })
+                }
+                Topic::Inventory(layer) => {
+                    let state = self.inventory.get(&layer).copied().unwrap_or(State::None);
+                    inventory_message(layer, state)
+                }
+                Topic::Failure(layer) => {
+                    // What is here all the same is to be known after it.
+                    if let Some(session) =
+                        self.session.as_mut().filter(|_| self.inventory.contains_key(&layer))
+                    {
+                        session.push(Topic::Inventory(layer));
+                    }
+                    inventory_message(layer, State::Failed)
+                }
+                Topic::Task(layer) if self.wanted.contains(&layer) => {
+                    Message::Open(OpenTask { task: layer.0.to_vec() })
+                }
+                Topic::Task(layer) => Message::Close(CloseTask { task: layer.0.to_vec() }),
+                Topic::PublishTrace(image) => match self.traces.remove(&image) {
+                    Some(body) => Message::PublishTrace(PublishTrace { image: image.0.to_vec(), body }),
+                    None => continue,
+                },
+                Topic::GetTrace(image) => Message::GetTrace(GetTrace { image: image.0.to_vec() }),
+            });
+        }
+    }
+}
+
 fn inventory_message(layer: Sha256Digest, state: State) -> peer_message::Message {
     peer_message::Message::Inventory(Inventory { task: layer.0.to_vec(), state: state.into() })
 }
@@ -253,16 +464,24 @@ fn digest(raw: &[u8]) -> Option<Sha256Digest> {
 
 /// The ingester first: while it reads the layer it is the only one that has anything.
 async fn plan_of(assignment: Assignment, me: &str) -> Plan {
-    let mut ask = Vec::new();
+    let mut plan = Plan { ingest: assignment.ingest_yourself, leased: true, ..Plan::default() };
+    let fallback = assignment.fallback.as_ref().map(|parent| parent.peer_id.as_str());
+    if fallback == Some(me) {
+        plan.refill = Refill::Myself;
+    }
     let named = assignment.ingester.iter().chain(&assignment.parents).chain(&assignment.fallback);
-    for parent in named.filter(|parent| parent.peer_id != me) {
-        let seed = parent.role() == d7y_proto::scheduler::Role::Seed;
-        let Some(address) = resolve(&parent.address).await else { continue };
-        if !ask.iter().any(|known: &Parent| known.address == address) {
-            ask.push(Parent { address, seed });
+    for named in named.filter(|parent| parent.peer_id != me) {
+        let seed = named.role() == Role::Seed;
+        let Some(address) = resolve(&named.address).await else { continue };
+        let parent = Parent { address, seed };
+        if fallback == Some(named.peer_id.as_str()) {
+            plan.refill = Refill::Other(parent);
+        }
+        if !plan.ask.iter().any(|known| known.address == address) {
+            plan.ask.push(parent);
         }
     }
-    Plan { ingest: assignment.ingest_yourself, leased: true, ask }
+    plan
 }
 
 async fn resolve(address: &str) -> Option<SocketAddr> {
@@ -275,8 +494,8 @@ async fn resolve(address: &str) -> Option<SocketAddr> {
     }
 }
 
-/// Rendezvous hashing: the same layer goes to the same seed from every node.
-fn weight(layer: Sha256Digest, seed: SocketAddr) -> u64 {
-    let bytes = layer.0.into_iter().chain(seed.to_string().into_bytes());
+/// Rendezvous hashing: the same layer goes to the same peer from every node.
+fn weight(layer: Sha256Digest, name: &str) -> u64 {
+    let bytes = layer.0.into_iter().chain(name.bytes());
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -45,6 +45,10 @@ impl OpenFailure {
 
     pub fn from_build(error: &BuildError) -> Self {
         let code = match error {
+            // A refill that does not yield the chunks of the index: asking again will not help, but the layer is sound.
+            BuildError::Sink(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                FailureCode::Internal
+            }
             // This peer's disk, not the layer.
             BuildError::Sink(_) | BuildError::Read(_) => FailureCode::Unavailable,
             BuildError::Compress(_) | BuildError::Options(_) => FailureCode::Internal,

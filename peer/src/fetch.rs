@@ -25,6 +25,8 @@ const COMMAND_QUEUE: usize = 4096;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// A parent that could not be reached is tried again after this long.
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
+/// A parent that hangs may be a machine that swaps: it is tried again after this long.
+const HANGING_SHUNNED: Duration = Duration::from_secs(10);
 /// Also how often a parent is asked again about a layer that it did not know.
 const TEND_EVERY: Duration = Duration::from_secs(1);
 /// A parent that sent a chunk with a wrong digest is not asked again for this long.
@@ -91,6 +93,15 @@ pub struct FetchContext {
     pub store: Arc<Store>,
     pub metrics: Arc<Metrics>,
     pub news: Arc<News>,
+    /// Whether what counts as here is what can be mounted, rather than what can be passed on.
+    pub devices: bool,
+}
+
+impl FetchContext {
+    /// Whether a chunk need not be fetched, as far as is known.
+    fn counts_on(&self, layer: &Layer, number: u32) -> bool {
+        if self.devices { layer.counts_on(number) } else { layer.may_be_here(number) }
+    }
 }
 
 impl Fetcher {
@@ -214,6 +225,7 @@ impl FetchLoop {
             self.tend();
             let requests = self.planner.next_requests(Instant::now());
             requests.into_iter().for_each(|request| self.send(request));
+            self.drop_hanging();
         }
     }
 
@@ -262,7 +274,7 @@ impl FetchLoop {
         self.know(&layer);
         // An earlier boot may have promised more than the disk holds.
         let numbers = 0..layer.chunks().len() as u32;
-        for number in numbers.filter(|number| !layer.counts_on(*number)) {
+        for number in numbers.filter(|number| !self.context.counts_on(&layer, *number)) {
             if self.planner.is_present(digest, number) {
                 self.planner.dropped(digest, number, now);
             }
@@ -281,7 +293,7 @@ impl FetchLoop {
             let sizes = layer.chunks().iter().map(|chunk| chunk.frame_bytes).collect();
             let mut present = Bits::new(layer.chunks().len() as u32);
             (0..present.len())
-                .filter(|number| layer.counts_on(*number))
+                .filter(|number| self.context.counts_on(layer, *number))
                 .for_each(|number| present.set(number));
             self.planner.add_layer(digest, sizes, &present);
             let (parents, waiting) = (Vec::new(), HashMap::new());
@@ -487,6 +499,18 @@ impl FetchLoop {
         }
     }
 
+    /// Lets go of parents whose connection stands but who do not answer: what only they hold must come from elsewhere.
+    fn drop_hanging(&mut self) {
+        for id in self.planner.take_hanging() {
+            if let Some(parent) = self.parents.get(&id) {
+                let address = parent.parent.address;
+                tracing::warn!(%address, "a parent does not answer and is left alone for a while");
+                self.shunned.insert(address, Instant::now() + HANGING_SHUNNED);
+            }
+            self.lost(id);
+        }
+    }
+
     /// Whoever asked has given up: nothing is owed any more. What is under way still arrives.
     fn forget_gone_waiters(&mut self) {
         let before = self.waiters.len();
@@ -494,9 +518,10 @@ impl FetchLoop {
         if self.waiters.len() == before {
             return;
         }
-        for entry in self.layers.values_mut() {
+        for (digest, entry) in &mut self.layers {
             entry.waiting.values_mut().for_each(|ids| ids.retain(|id| self.waiters.contains_key(id)));
-            entry.waiting.retain(|_, ids| !ids.is_empty());
+            let given_up = entry.waiting.extract_if(|_, ids| ids.is_empty());
+            given_up.for_each(|(number, _)| self.planner.demote(*digest, number));
         }
     }
 

@@ -27,6 +27,8 @@ pub struct Ingester {
     pub trust: Arc<Trust>,
     pub metrics: Arc<Metrics>,
     pub zstd_level: i32,
+    /// Whether this peer's layers are mounted, rather than only passed on.
+    pub devices: bool,
 }
 
 impl Ingester {
@@ -49,9 +51,10 @@ impl Ingester {
     /// Reads a layer again whose index is known, because no parent holds what is missing here.
     pub async fn refill(&self, layer: &Arc<Layer>, fetcher: &Fetcher) -> Result<(), OpenFailure> {
         self.metrics.origin_refills.inc();
-        let sink = RefillSink { layer: layer.clone(), store: self.store.clone(), fetcher: fetcher.clone() };
+        let (layer, store, fetcher) = (layer.clone(), self.store.clone(), fetcher.clone());
         let (this, reference) = (self.clone(), layer.reference().clone());
-        self.read(layer.reference(), move |body| this.build(&reference, body, sink).map(drop)).await
+        let sink = RefillSink { layer, store, fetcher, devices: self.devices };
+        self.read(&reference.clone(), move |body| this.build(&reference, body, sink).map(drop)).await
     }
 
     fn build(
@@ -136,6 +139,7 @@ struct RefillSink {
     layer: Arc<Layer>,
     store: Arc<Store>,
     fetcher: Fetcher,
+    devices: bool,
 }
 
 impl ChunkSink for RefillSink {
@@ -146,7 +150,8 @@ impl ChunkSink for RefillSink {
                 "the layer no longer yields the chunks in its index: it was built by another version";
             return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
         }
-        if self.layer.readable().get(number) {
+        let here = if self.devices { self.layer.readable() } else { self.layer.shareable() };
+        if here.get(number) {
             return Ok(());
         }
         // The frame may differ in its compression; then only the uncompressed form is of use.

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
 use crate::confirm::Confirmer;
-use crate::directory::{Directory, Plan};
+use crate::directory::{Changes, Directory, Plan, Refill};
 use crate::failure::OpenFailure;
 use crate::fetch::{Brought, FetchError, Fetcher};
 use crate::ingest::Ingester;
@@ -22,9 +22,14 @@ use crate::news::News;
 use crate::openings::{Join, Openings, Outcome, Progress, Reporter};
 use crate::patience::Patience;
 use crate::receive::Receiver;
+use crate::rescue::{Cases, End, Reason};
 
 /// Layers read from origins at once: each holds a connection, a thread and about 4 MiB.
 const MAX_INGESTS: usize = 8;
+/// How often layers of which readers wait for chunks are looked at.
+const WATCH_EVERY: Duration = Duration::from_millis(500);
+/// How often all layers are looked at: whether they are complete by now, and still here.
+const INVENTORY_EVERY: Duration = Duration::from_secs(2);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(1);
 
@@ -57,6 +62,7 @@ pub struct Layers {
     ingests: Semaphore,
     /// Layers whose parents the fetch loop has been told of since this process started.
     engaged: Mutex<HashMap<Sha256Digest, Weak<Layer>>>,
+    cases: Mutex<Cases>,
 }
 
 /// What a caller of `open` follows.
@@ -91,6 +97,7 @@ impl Layers {
         };
         let ingests = Semaphore::new(MAX_INGESTS);
         let (openings, engaged) = (Openings::default(), Mutex::default());
+        let cases = Mutex::new(Cases::new(config.origin_fallback_after));
         let this = Self {
             config,
             store,
@@ -104,6 +111,7 @@ impl Layers {
             tasks,
             ingests,
             engaged,
+            cases,
         };
         for layer in this.store.layers() {
             this.directory.announce(layer.digest(), inventory_state(&layer));
@@ -165,11 +173,19 @@ impl Layers {
     /// Makes the fetch loop know the layer and its parents. Once per process: the scheduler pushes what changes.
     pub async fn engage(&self, layer: &Arc<Layer>) {
         self.confirmer.start(layer);
+        if self.is_whole(layer) {
+            return;
+        }
         let before = self.engaged.lock().insert(layer.digest(), Arc::downgrade(layer));
         if before.is_some_and(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(layer))) {
             return;
         }
-        self.fetcher.add_layer(layer.clone(), self.config.background && !layer.readable().is_full()).await;
+        self.fetcher.add_layer(layer.clone(), self.config.background).await;
+        self.find_parents(layer).await;
+    }
+
+    /// Tells the fetch loop whom to ask for chunks; false when there is nobody.
+    async fn find_parents(&self, layer: &Arc<Layer>) -> bool {
         let plan = self.directory.plan(layer.digest()).await;
         let mut parents = plan.ask;
         for seed in self.directory.static_seeds(layer.digest()).await {
@@ -177,7 +193,9 @@ impl Layers {
                 parents.push(seed);
             }
         }
+        let any = !parents.is_empty();
         self.fetcher.set_parents(layer.digest(), parents).await;
+        any
     }
 
     async fn obtain(&self, layer: &LayerRef, reporter: &Reporter) -> Result<Arc<Layer>, OpenFailure> {
@@ -271,26 +289,150 @@ impl Layers {
         self.fetcher.ensure(layer, wanted, deadline).await
     }
 
-    /// Reads layers again from the origin when readers wait for chunks that nobody holds any more.
-    pub async fn watch_orphans(self: Arc<Self>) {
-        let patience = self.config.origin_fallback_after;
-        let mut since = HashMap::new();
+    /// Looks now and then at what nobody reports: layers of which readers want what no peer holds, and layers that have
+    /// become complete or have gone.
+    pub async fn watch(self: Arc<Self>) {
+        let mut kept = Instant::now();
         loop {
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(WATCH_EVERY).await;
+            if kept.elapsed() >= INVENTORY_EVERY {
+                self.keep_inventory();
+                kept = Instant::now();
+            }
             let orphans = self.fetcher.orphans().await;
-            since.retain(|layer, _| orphans.contains(layer));
-            for digest in orphans {
-                let first = *since.entry(digest).or_insert_with(Instant::now);
-                let Some(layer) = self.store.layer(digest).filter(|_| first.elapsed() >= patience) else {
-                    continue;
-                };
-                tracing::warn!(layer = %digest, "no peer holds what a reader waits for; reading the origin again");
-                if let Err(failure) = self.ingester.refill(&layer, &self.fetcher).await {
-                    tracing::warn!(layer = %digest, error = failure.message, "the origin did not help");
-                }
-                since.remove(&digest);
+            let now = Instant::now();
+            for layer in orphans.into_iter().filter_map(|digest| self.store.layer(digest)) {
+                self.cases.lock().readers_wait(layer.digest(), layer.readable().count(), now);
+            }
+            let due = self.cases.lock().due(now);
+            for (digest, reason) in due {
+                let this = self.clone();
+                self.tasks.spawn("rescue a layer", OnEnd::Expected, async move {
+                    let end = match this.store.layer(digest) {
+                        Some(layer) => this.rescue(&layer, reason).await,
+                        None => End::Whole,
+                    };
+                    this.cases.lock().end(digest, end, Instant::now());
+                    Ok::<_, std::convert::Infallible>(())
+                });
             }
         }
+    }
+
+    /// Tells the scheduler what has changed, and lets go of what is of no more interest.
+    fn keep_inventory(&self) {
+        let held = self.store.layers();
+        let held = held.iter().map(|layer| (layer.digest(), inventory_state(layer), self.is_whole(layer)));
+        let Changes { whole, gone } = self.directory.keep_inventory(held);
+        for digest in whole {
+            // Should chunks be lost, parents are asked for anew.
+            self.engaged.lock().remove(&digest);
+        }
+        // What is being opened is announced before the store has it.
+        let is_here = |digest| self.openings.running(digest).is_some() || self.store.layer(digest).is_some();
+        for digest in gone.into_iter().filter(|digest| !is_here(*digest)) {
+            tracing::debug!(layer = %digest, "the layer has gone from the store");
+            self.directory.announce(digest, State::None);
+            self.directory.forget(digest);
+            self.engaged.lock().remove(&digest);
+            self.cases.lock().remove(digest);
+        }
+    }
+
+    /// Whether all that this peer keeps of layers is here.
+    fn is_whole(&self, layer: &Layer) -> bool {
+        let bits = if self.config.seed { layer.shareable() } else { layer.readable() };
+        bits.is_full()
+    }
+
+    /// Another peer's readers want chunks that no peer holds. Says whether this one sees to it.
+    pub fn asked_to_refill(&self, layer: &Layer, asker: &str) -> Result<(), OpenFailure> {
+        let (digest, now) = (layer.digest(), Instant::now());
+        let mut cases = self.cases.lock();
+        if self.is_whole(layer) {
+            return Ok(());
+        }
+        if !cases.is_waiting(digest, now) {
+            cases.asked(digest, now);
+            return Ok(());
+        }
+        // Both want it: one of the two goes.
+        match !self.directory.is_connected() && self.directory.outranks(asker, digest) {
+            true => Err(OpenFailure::new(FailureCode::Unavailable, "this peer waits for the same chunks")),
+            false => Ok(()),
+        }
+    }
+
+    async fn rescue(&self, layer: &Arc<Layer>, reason: Reason) -> End {
+        if self.is_whole(layer) {
+            return End::Whole;
+        }
+        if reason == Reason::Alone {
+            return self.refill(layer).await;
+        }
+        let plan = self.directory.plan(layer.digest()).await;
+        match (plan.refill, reason) {
+            (Refill::Myself, Reason::Asked) => self.fill(layer).await,
+            (Refill::Myself, _) => self.refill(layer).await,
+            (Refill::Other(parent), Reason::Readers) => {
+                if let Err(failure) = self.receiver.ask_to_refill(parent.address, layer.reference()).await {
+                    tracing::debug!(layer = %layer.digest(), error = failure.message, "the lease's holder does not help");
+                }
+                End::Elsewhere
+            }
+            (_, Reason::Asked) if self.config.seed || !plan.leased => self.fill(layer).await,
+            _ if plan.leased => End::Elsewhere,
+            _ => self.ask_seeds_to_refill(layer).await,
+        }
+    }
+
+    /// Without a scheduler: the first configured seed that takes it on, in an order that is the same for all.
+    async fn ask_seeds_to_refill(&self, layer: &Arc<Layer>) -> End {
+        for seed in self.directory.static_seeds(layer.digest()).await {
+            match self.receiver.ask_to_refill(seed.address, layer.reference()).await {
+                Ok(()) => return End::Elsewhere,
+                Err(failure) => {
+                    tracing::debug!(seed = %seed.address, error = failure.message, "a seed does not help");
+                }
+            }
+        }
+        self.refill(layer).await
+    }
+
+    /// Another peer wants what this one lacks: it is fetched where this one can, before the origin is read.
+    async fn fill(&self, layer: &Arc<Layer>) -> End {
+        self.confirmer.start(layer);
+        self.fetcher.add_layer(layer.clone(), true).await;
+        let count = || layer.readable().count() + layer.shareable().count();
+        let (mut have, mut since) = (count(), Instant::now());
+        let reachable = self.find_parents(layer).await;
+        let hopeful = || reachable || !layer.claimed().is_empty();
+        while hopeful() && since.elapsed() < self.config.origin_fallback_after {
+            tokio::time::sleep(WATCH_EVERY).await;
+            if self.is_whole(layer) {
+                return End::Whole;
+            }
+            if count() > have {
+                (have, since) = (count(), Instant::now());
+            }
+        }
+        self.refill(layer).await
+    }
+
+    async fn refill(&self, layer: &Arc<Layer>) -> End {
+        let _slot = self.ingests.acquire().await.expect("never closed");
+        // So that the peers that follow the layer hear of what arrives.
+        self.fetcher.add_layer(layer.clone(), false).await;
+        tracing::warn!(layer = %layer.digest(), "no peer holds what readers wait for; reading the origin again");
+        let Err(failure) = self.ingester.refill(layer, &self.fetcher).await else {
+            return if self.is_whole(layer) { End::Whole } else { End::Partly };
+        };
+        let hopeless = failure.code == FailureCode::Internal;
+        tracing::warn!(layer = %layer.digest(), error = failure.message, hopeless, "the origin did not help");
+        // Somebody else may have the lease.
+        self.directory.announce(layer.digest(), State::Failed);
+        self.directory.announce(layer.digest(), inventory_state(layer));
+        if hopeless { End::Hopeless } else { End::Partly }
     }
 }
 

@@ -18,6 +18,7 @@ mod news;
 mod openings;
 mod patience;
 mod receive;
+mod rescue;
 mod serve;
 mod start;
 #[cfg(test)]

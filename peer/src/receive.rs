@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use d7y_image::{Chunk, TrustError};
 use d7y_store::{Layer, Staging, Store, StoreError};
-use d7y_transfer::{ClientError, FailureCode, OpenStream, Opened};
+use d7y_transfer::{ClientError, FailureCode, OpenStream, Opened, Purpose};
 use d7y_types::LayerRef;
 
 use crate::failure::{OpenFailure, chain};
@@ -66,6 +66,17 @@ impl Receiver {
                     return Err(OpenFailure::new(code, message));
                 }
             }
+        }
+    }
+
+    /// Asks a peer to read a layer again of which no peer holds what this one wants. Ok when it sees to it.
+    pub async fn ask_to_refill(&self, at: SocketAddr, layer: &LayerRef) -> Result<(), OpenFailure> {
+        let unreachable = |error: ClientError| OpenFailure::new(FailureCode::Unavailable, chain(&error));
+        let stream = OpenStream::connect_for(Purpose::Refill, at, &self.peer_id, layer, CONNECT_TIMEOUT);
+        let mut stream = stream.await.map_err(unreachable)?;
+        match stream.next(IDLE_TIMEOUT).await.map_err(unreachable)? {
+            Opened::Failed { code, message } => Err(OpenFailure::new(code, message)),
+            Opened::Staged { .. } | Opened::Working | Opened::Index(_) => Ok(()),
         }
     }
 

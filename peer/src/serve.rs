@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use d7y_chassis::tasks::{OnEnd, Tasks};
 use d7y_store::{FrameLocation, Layer, Staging};
-use d7y_transfer::{FailureCode, Holding, Opening, Provider, Region};
+use d7y_transfer::{Asker as Client, FailureCode, Holding, Opening, Provider, Purpose, Region};
 use d7y_types::{LayerRef, PackId};
 use tokio::sync::{mpsc, watch};
 
@@ -32,14 +32,22 @@ impl Uploads {
 }
 
 impl Provider for Uploads {
-    fn open(&self, layer: LayerRef, asker: &str) -> mpsc::Receiver<Opening> {
+    fn open(&self, layer: LayerRef, asker: Client) -> mpsc::Receiver<Opening> {
         let (send, receive) = mpsc::channel(FOLLOW_AHEAD);
-        let (layers, asker) = (self.layers.clone(), asker.to_owned());
+        let layers = self.layers.clone();
         self.tasks.spawn("serve an opening", OnEnd::Expected, async move {
             let last = match layers.open(&layer, Asker::Peer).await {
-                Ok(Open::Ready(ready)) => index_of(&ready),
+                Ok(Open::Ready(ready)) => match asker.purpose {
+                    Purpose::Index => index_of(&ready),
+                    Purpose::Refill => match layers.asked_to_refill(&ready, &asker.peer_id) {
+                        Ok(()) => Opening::Working,
+                        Err(failure) => failed(failure),
+                    },
+                },
                 Ok(Open::Following(progress)) => {
-                    Follower { asker, send: &send, sent: 0, staging: None, signs: 0 }.follow(progress).await
+                    Follower { asker: asker.peer_id, send: &send, sent: 0, staging: None, signs: 0 }
+                        .follow(progress)
+                        .await
                 }
                 Err(failure) => failed(failure),
             };
@@ -73,7 +81,7 @@ impl Provider for Uploads {
 
 /// A peer that follows an opening here.
 struct Follower<'a> {
-    asker: String,
+    asker: Arc<str>,
     send: &'a mpsc::Sender<Opening>,
     /// Staged chunks that it was sent.
     sent: u32,
@@ -95,7 +103,7 @@ impl Follower<'_> {
                     Outcome::Failed(failure) => failed(failure),
                 };
             }
-            if now.from.as_deref() == Some(&*self.asker) {
+            if now.from.as_ref() == Some(&self.asker) {
                 return unavailable("this peer waits for the layer from the asker itself");
             }
             let passed_on = match self.next_staged(&now) {

@@ -101,6 +101,7 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
         store: store.clone(),
         metrics: peer_metrics.clone(),
         news: news.clone(),
+        devices: config.role == Role::Node,
     };
     let (fetcher, fetch_loop) = Fetcher::new(context);
     let origin = Arc::new(Origin::new(config.origin.clone()).context("origin")?);
@@ -110,15 +111,12 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
         trust: trust.clone(),
         metrics: peer_metrics.clone(),
         zstd_level: config.fetch.zstd_level,
+        devices: config.role == Role::Node,
     };
     let receiver =
         Receiver { peer_id: peer_id.clone(), store: store.clone(), trust, metrics: peer_metrics.clone() };
     let layers = Layers::new(LayersParts {
-        config: LayersConfig {
-            seed: config.role == Role::Seed,
-            background: config.fetch.background && config.role == Role::Node,
-            origin_fallback_after: config.fetch.origin_fallback_after.get(),
-        },
+        config: layers_config(&config),
         directory: directory.clone(),
         fetcher: fetcher.clone(),
         ingester,
@@ -132,7 +130,7 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
     if !config.scheduler.address.is_empty() {
         supervise(&tasks, "scheduler session", directory.run(fetcher));
     }
-    supervise(&tasks, "orphan watch", layers.clone().watch_orphans());
+    supervise(&tasks, "layer watch", layers.clone().watch());
     supervise(&tasks, "store watch", watch(store, origin, peer_metrics.clone(), health.clone()));
     let uploads = Uploads { peer_id: peer_id.clone(), layers: layers.clone(), news, tasks: tasks.clone() };
     let stop = tasks.shutdown().stopping();
@@ -210,6 +208,16 @@ fn store_obstacle(error: StoreError) -> anyhow::Error {
         StoreError::Io { path, source } => Obstacle::Directory { path, key: STORE, source }.into(),
         StoreError::Version { path, found, expected } => Obstacle::Version { path, found, expected }.into(),
         other => other.into(),
+    }
+}
+
+fn layers_config(config: &Config) -> LayersConfig {
+    let seed = config.role == Role::Seed;
+    LayersConfig {
+        seed,
+        // A seed is there to have everything.
+        background: config.fetch.background || seed,
+        origin_fallback_after: config.fetch.origin_fallback_after.get(),
     }
 }
 

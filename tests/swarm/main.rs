@@ -4,6 +4,7 @@
 mod builders;
 mod disk;
 mod layer;
+mod rescue;
 mod rig;
 mod scheduled;
 

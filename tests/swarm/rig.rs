@@ -122,13 +122,17 @@ impl Peer {
 
     /// Opens the layer, makes all of it readable piece by piece, and compares the device.
     pub async fn assert_reads(&self, reference: &LayerRef, layer: &TestLayer) {
+        self.assert_reads_within(reference, layer, SOON).await;
+    }
+
+    pub async fn assert_reads_within(&self, reference: &LayerRef, layer: &TestLayer, deadline: Duration) {
         let opened = self.client.open_layer(reference, SOON).await.expect("open");
         let device = fs::File::open(&opened.device_path).unwrap();
         let bytes = device.metadata().unwrap().len();
         assert_eq!(bytes, layer.device.len() as u64);
         for offset in (0..bytes).step_by(256 << 10) {
             let range = ByteRange::new(offset, (bytes - offset).min(256 << 10));
-            let uncached = self.client.ensure_range(reference.digest, range, SOON).await.expect("ensure");
+            let uncached = self.client.ensure_range(reference.digest, range, deadline).await.expect("ensure");
             let mut read = uncached.to_vec();
             if read.is_empty() {
                 read.resize(range.length as usize, 0);

@@ -8,17 +8,21 @@ use d7y_origin::testing::{FakeRegistry, Turn};
 use d7y_peer::{Config, Role};
 use d7y_proto::local::{OpenImage, RecordTrace, TraceRun};
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
 use crate::layer::TestLayer;
 use crate::rig::{Cluster, Peer, SEED_KEY, runtime};
 use crate::{SOON, blob_requests};
 
-struct Scheduler {
-    address: SocketAddr,
+pub struct Scheduler {
+    pub address: SocketAddr,
+    metrics: SocketAddr,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
 impl Scheduler {
-    async fn start(listen: SocketAddr) -> Self {
+    pub async fn start(listen: SocketAddr) -> Self {
         let mut config = d7y_scheduler::Config::default();
         config.server.listen = listen;
         config.metrics.listen = (Ipv4Addr::LOCALHOST, 0).into();
@@ -26,8 +30,25 @@ impl Scheduler {
         let tasks = Tasks::new(Shutdown::new(config.shutdown.clone()));
         let runtime = runtime();
         let starting = runtime.spawn(async move { d7y_scheduler::run(config, &tasks).await });
-        let address = starting.await.unwrap().expect("the scheduler starts").server;
-        Self { address, runtime: Some(runtime) }
+        let addresses = starting.await.unwrap().expect("the scheduler starts");
+        Self { address: addresses.server, metrics: addresses.metrics, runtime: Some(runtime) }
+    }
+
+    pub async fn metric(&self, name: &str) -> f64 {
+        let mut stream = TcpStream::connect(self.metrics).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: d7y\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.unwrap();
+        let value = |line: &str| line.strip_prefix("d7y_scheduler_")?.strip_prefix(name)?.trim().parse().ok();
+        text.lines().find_map(value).unwrap()
+    }
+
+    pub async fn wait_for_metric(&self, name: &str, expected: f64) {
+        let deadline = std::time::Instant::now() + SOON;
+        while self.metric(name).await != expected {
+            assert!(std::time::Instant::now() < deadline, "{name} is {}", self.metric(name).await);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     fn kill(mut self) -> SocketAddr {
@@ -44,7 +65,7 @@ impl Drop for Scheduler {
     }
 }
 
-fn any() -> SocketAddr {
+pub fn any() -> SocketAddr {
     (Ipv4Addr::LOCALHOST, 0).into()
 }
 
@@ -52,7 +73,7 @@ async fn join(cluster: &Cluster, scheduler: SocketAddr, name: &str, role: Role) 
     join_with(cluster, scheduler, name, |config| config.role = role).await
 }
 
-async fn join_with(
+pub async fn join_with(
     cluster: &Cluster,
     scheduler: SocketAddr,
     name: &str,
@@ -193,4 +214,30 @@ async fn a_trace_recorded_on_one_node_is_replayed_on_another() {
         assert!(present < 5 && std::time::Instant::now() < deadline, "{present} chunks");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_scheduler_hears_of_completion_and_eviction_and_tasks_are_closed() {
+    let registry = FakeRegistry::start().await;
+    let (first, second) = (TestLayer::random(50, 50_000), TestLayer::random(51, 50_000));
+    let (first_reference, second_reference) = (first.push(&registry), second.push(&registry));
+    let (cluster, scheduler) = (Cluster::new(), Scheduler::start(any()).await);
+    let seed = join(&cluster, scheduler.address, "seed", Role::Seed).await;
+    let small = |config: &mut Config| config.store.limit = d7y_chassis::ByteSize::mib(7);
+    let node = join_with(&cluster, scheduler.address, "node", small).await;
+    node.assert_reads(&first_reference, &first).await;
+    scheduler.wait_for_metric("open_tasks", 0.0).await;
+    assert_eq!(scheduler.metric("tasks").await, 1.0);
+
+    // Of the first layer only the node has anything now, and all of it.
+    seed.crash().await;
+    let other = join(&cluster, scheduler.address, "other", Role::Node).await;
+    registry.always(Turn::status(404));
+    other.assert_reads(&first_reference, &first).await;
+    other.stop().await;
+
+    registry.always(Turn::Serve);
+    node.assert_reads(&second_reference, &second).await;
+    // The first one made room, and nobody else is there any more that has it.
+    scheduler.wait_for_metric("tasks", 1.0).await;
 }

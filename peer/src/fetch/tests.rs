@@ -7,6 +7,7 @@ fn fetch_loop(store: &TestStore) -> FetchLoop {
         store: store.store.clone(),
         metrics: Arc::default(),
         news: Arc::default(),
+        devices: true,
     };
     FetchLoop::new(context, mpsc::channel(1).0)
 }

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use crate::answers::{Binding, Event, Opened, Opening, Questions};
 use crate::codec::{
-    GET_BATCH, Header, Kind, Lane, MAX_PAYLOAD_BYTES, WireError, encode_numbers, frame, read_frame,
+    GET_BATCH, Header, Kind, Lane, MAX_PAYLOAD_BYTES, Purpose, WireError, encode_numbers, frame, read_frame,
 };
 use crate::connection::{check_version, prepare_client, read_hello, send_hello};
 
@@ -143,9 +143,19 @@ impl OpenStream {
         layer: &LayerRef,
         timeout: Duration,
     ) -> Result<Self, ClientError> {
+        Self::connect_for(Purpose::Index, address, me, layer, timeout).await
+    }
+
+    pub async fn connect_for(
+        purpose: Purpose,
+        address: SocketAddr,
+        me: &str,
+        layer: &LayerRef,
+        timeout: Duration,
+    ) -> Result<Self, ClientError> {
         let (reader, mut writer, peer_id) = greet(address, me, timeout).await?;
         let payload = serde_json::to_vec(layer).expect("a layer reference is plain data");
-        let open = frame(Header::new(Kind::Open, 0, 0, payload.len()), &payload);
+        let open = frame(Header::new(Kind::Open, 0, purpose as u32, payload.len()), &payload);
         writer.write_all(&open).await.map_err(|error| ClientError::Wire(address, error.into()))?;
         Ok(Self { address, peer_id, reader, _writer: writer, opening: Opening::default() })
     }

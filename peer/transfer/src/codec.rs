@@ -20,6 +20,23 @@ pub enum Lane {
     Background = 2,
 }
 
+/// What a layer is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Purpose {
+    /// To have it.
+    Index = 0,
+    /// The asker has the index, but no peer that it knows holds what its readers wait for: whoever is asked reads the
+    /// layer again from its origin, if that is for it to do. The first answer says whether.
+    Refill = 1,
+}
+
+impl Purpose {
+    pub(crate) fn from_number(number: u32) -> Option<Self> {
+        [Self::Index, Self::Refill].into_iter().find(|purpose| *purpose as u32 == number)
+    }
+}
+
 /// Why a layer could not be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]

@@ -18,7 +18,7 @@
 //! | Kind | From | Payload |
 //! |---|---|---|
 //! | 1 Hello | both | UTF-8 peer id; `number` is the protocol version, 1 |
-//! | 2 Open | client | [`d7y_types::LayerRef`] as JSON; the only request on its connection |
+//! | 2 Open | client | [`d7y_types::LayerRef`] as JSON; the only request on its connection; `number` is the [`Purpose`] |
 //! | 3 Bind | client | [`d7y_types::PackId`], layer digest and table hash of 32 bytes each: what `stream` stands for from now on; answered by Holding; at most 4096 streams |
 //! | 4 Get | client | chunk numbers, u32 each |
 //! | 16 Staged | server | 40-byte chunk record, then the frame: a chunk of a layer that is still being read |
@@ -56,5 +56,5 @@ mod server;
 
 pub use answers::{Event, Opened};
 pub use client::{Client, ClientError, Connection, OpenStream};
-pub use codec::{FailureCode, Lane, MAX_PAYLOAD_BYTES, MAX_REQUEST_BYTES, WireError};
-pub use server::{Holding, Opening, Provider, Region, ServerLimits, serve};
+pub use codec::{FailureCode, Lane, MAX_PAYLOAD_BYTES, MAX_REQUEST_BYTES, Purpose, WireError};
+pub use server::{Asker, Holding, Opening, Provider, Region, ServerLimits, serve};

@@ -1,11 +1,11 @@
 use d7y_types::{LayerRef, PackId, Sha256Digest, TableHash};
 
-use crate::codec::{Header, Kind, Lane, WireError, numbers};
+use crate::codec::{Header, Kind, Lane, Purpose, WireError, numbers};
 
 /// What a client asks, parsed.
 #[derive(Debug)]
 pub(crate) enum Request {
-    Open { stream: u32, layer: LayerRef },
+    Open { stream: u32, purpose: Purpose, layer: LayerRef },
     Bind { stream: u32, pack: PackId },
     Get { stream: u32, lane: Lane, chunks: Vec<u32> },
 }
@@ -17,7 +17,9 @@ impl Request {
             Kind::Open => {
                 let layer = serde_json::from_slice(payload);
                 let layer = layer.map_err(|_| WireError::Protocol("not a layer reference"))?;
-                Ok(Self::Open { stream, layer })
+                let purpose = Purpose::from_number(header.number);
+                let purpose = purpose.ok_or(WireError::Protocol("unknown purpose of an open"))?;
+                Ok(Self::Open { stream, purpose, layer })
             }
             Kind::Bind => {
                 let (&[layer, table], []) = payload.as_chunks::<32>() else {

@@ -14,7 +14,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::codec::{
-    FailureCode, Header, Kind, Lane, MAX_BINDS, MAX_REQUEST_BYTES, WireError, encode_numbers, read_frame,
+    FailureCode, Header, Kind, Lane, MAX_BINDS, MAX_REQUEST_BYTES, Purpose, WireError, encode_numbers,
+    read_frame,
 };
 use crate::connection::{check_version, prepare_server, read_hello, send_hello};
 use crate::lanes::{Lanes, lanes, write_lanes};
@@ -52,11 +53,18 @@ pub struct Holding {
     pub news: broadcast::Receiver<u32>,
 }
 
+/// Who opens a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asker {
+    /// As it says.
+    pub peer_id: Arc<str>,
+    pub purpose: Purpose,
+}
+
 /// The content behind a server.
 pub trait Provider: Send + Sync + 'static {
-    /// Starts or joins the work that yields the layer's index, for the peer of this id; dropping the receiver says that
-    /// nobody asks any more.
-    fn open(&self, layer: LayerRef, asker: &str) -> mpsc::Receiver<Opening>;
+    /// Starts or joins the work that yields the layer's index; dropping the receiver says that nobody asks any more.
+    fn open(&self, layer: LayerRef, asker: Asker) -> mpsc::Receiver<Opening>;
     /// Where the frame of a chunk lies, at most [`MAX_PAYLOAD_BYTES`](crate::MAX_PAYLOAD_BYTES); nothing when it is not here.
     fn frame(&self, pack: PackId, number: u32) -> Option<Region>;
     /// Nothing when the layer is unknown, or has another chunk table here.
@@ -146,7 +154,7 @@ async fn serve_connection<P: Provider>(
     check_version(version)?;
     let (lanes, receivers) = lanes();
     let sending = write_lanes(receivers, writer, provider.clone(), limits.stall);
-    let asker = String::from_utf8_lossy(&asker).into_owned();
+    let asker = String::from_utf8_lossy(&asker).into();
     let connection = Connection { provider, asker, lanes, binds: HashMap::new(), tasks: JoinSet::new() };
     // Whichever half ends first ends the other: dropping the connection aborts its tasks.
     tokio::select! {
@@ -158,7 +166,7 @@ async fn serve_connection<P: Provider>(
 struct Connection<P> {
     provider: Arc<P>,
     /// The client's peer id, as it says.
-    asker: String,
+    asker: Arc<str>,
     lanes: Lanes,
     binds: HashMap<u32, Bound>,
     tasks: JoinSet<()>,
@@ -175,7 +183,14 @@ impl<P: Provider> Connection<P> {
         loop {
             let (header, payload) = read_frame(&mut reader, MAX_REQUEST_BYTES).await?;
             let gone = match Request::parse(header, &payload)? {
-                Request::Open { stream, layer } => return self.open(stream, layer, reader).await,
+                Request::Open { .. } if !self.binds.is_empty() => {
+                    return Err(WireError::Protocol("an open on a fetching connection"));
+                }
+                Request::Open { stream, purpose, layer } => {
+                    let asker = Asker { peer_id: self.asker.clone(), purpose };
+                    let openings = self.provider.open(layer, asker);
+                    return self.open(stream, openings, reader).await;
+                }
                 Request::Bind { stream, pack } => !self.bind(stream, pack).await?,
                 Request::Get { stream, lane, chunks } => !self.get(stream, lane, &chunks).await?,
             };
@@ -189,14 +204,11 @@ impl<P: Provider> Connection<P> {
     async fn open(
         self,
         stream: u32,
-        layer: LayerRef,
+        openings: mpsc::Receiver<Opening>,
         mut reader: BufReader<OwnedReadHalf>,
     ) -> Result<(), WireError> {
-        if !self.binds.is_empty() {
-            return Err(WireError::Protocol("an open on a fetching connection"));
-        }
         let forwarding = async {
-            forward_opening(self.provider.open(layer, &self.asker), &self.lanes, stream).await;
+            forward_opening(openings, &self.lanes, stream).await;
             // The client closes when it has read all of it.
             std::future::pending::<()>().await;
         };

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use d7y_transfer::{Client, Event, Holding, Opening, Provider, Region, ServerLimits, WireError, serve};
+use d7y_transfer::{
+    Asker, Client, Event, Holding, Opening, Provider, Region, ServerLimits, WireError, serve,
+};
 use d7y_types::{Compression, LayerRef, PackId, Sha256Digest, TableHash};
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};
@@ -28,7 +30,7 @@ pub struct Fake {
     pub chunks: u32,
     pub openings: Mutex<Option<mpsc::Receiver<Opening>>>,
     /// What was opened, and by whom.
-    pub opened: watch::Sender<Option<(LayerRef, String)>>,
+    pub opened: watch::Sender<Option<(LayerRef, Asker)>>,
     /// Bits of packs that are known.
     pub held: Mutex<HashMap<PackId, Vec<u8>>>,
     pub news: broadcast::Sender<u32>,
@@ -74,8 +76,8 @@ impl Fake {
 }
 
 impl Provider for Fake {
-    fn open(&self, layer: LayerRef, asker: &str) -> mpsc::Receiver<Opening> {
-        self.opened.send_replace(Some((layer, asker.to_owned())));
+    fn open(&self, layer: LayerRef, asker: Asker) -> mpsc::Receiver<Opening> {
+        self.opened.send_replace(Some((layer, asker)));
         self.openings.lock().unwrap().take().unwrap_or_else(|| mpsc::channel(1).1)
     }
 

@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use d7y_transfer::{FailureCode, OpenStream, Opened, Opening, ServerLimits};
+use d7y_transfer::{Asker, FailureCode, OpenStream, Opened, Opening, Purpose, ServerLimits};
 
 use crate::fake::{FRAME_BYTES, Fake, PATIENCE, Server, reference, start, within};
 
@@ -34,7 +34,8 @@ async fn an_opening_yields_chunks_in_order_and_then_the_index() {
         Opened::Index(index) => assert_eq!(index, sealed),
         other => panic!("{other:?}"),
     }
-    assert_eq!(fake.opened.borrow().clone(), Some((reference(), "node-1".to_owned())));
+    let asker = Asker { peer_id: "node-1".into(), purpose: Purpose::Index };
+    assert_eq!(fake.opened.borrow().clone(), Some((reference(), asker)));
     assert_eq!(&**stream.peer_id(), "seed-1");
 }
 
