@@ -20,7 +20,8 @@ pub struct Config {
     pub driver: DriverChoice,
     pub containerd: ContainerdConfig,
     pub peer: PeerConfig,
-    /// How long the first Prepare of an image may wait for its layers' indexes, all layers together.
+    /// How long the first Prepare of an image may wait for its layers' indexes, all layers together, and how long that of
+    /// a container may wait for them once more: containerd holds a lock meanwhile.
     pub prepare_wait: HumanDuration,
     /// How long the start of a container may wait until its layers can be mounted.
     pub start_deadline: HumanDuration,

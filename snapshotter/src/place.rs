@@ -60,6 +60,11 @@ impl Place {
         self.bootstraps().join(id.to_string())
     }
 
+    /// Never there: a mount of it fails, and nobody takes an empty directory for a root file system.
+    pub fn not_mounted(&self, id: SnapshotId) -> PathBuf {
+        self.run.join("not-mounted").join(id.to_string())
+    }
+
     pub fn run(&self) -> &Path {
         &self.run
     }

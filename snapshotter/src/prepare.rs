@@ -54,12 +54,10 @@ impl Snapshotter {
     /// Prepare: AlreadyExists, once it is durable, for a layer that the peer supplies; mounts for everything else.
     pub async fn prepare(self: &Arc<Self>, new: NewSnapshot) -> Result<Vec<Mount>, SnapshotError> {
         let Some(hints) = Hints::from_labels(&new.labels) else {
-            let (key, parent) = (new.name.clone(), new.parent.clone());
-            let mounts = self.create(Kind::Active, new).await?;
-            if !is_extraction(&key) {
-                self.trace_start(key, &parent);
-            }
-            return Ok(mounts);
+            return match is_container(&new.name) {
+                true => self.create_container(new).await,
+                false => self.create(Kind::Active, new).await,
+            };
         };
         match self.prepare_lazily(&new, &hints).await {
             Ok(()) => {
@@ -177,13 +175,19 @@ impl Snapshotter {
     }
 
     /// Records, in the background, what the container that starts now touches, unless the cluster knows it.
-    fn trace_start(self: &Arc<Self>, key: String, parent: &str) {
+    pub(crate) fn trace_start(self: &Arc<Self>, key: &str, parent: &str) {
         let Ok(chain) = self.parents(parent) else { return };
-        let Some((top, layers)) = image_of(&chain) else { return };
-        if self.waits.trace.is_zero() {
+        if !is_container(key) {
             return;
         }
-        let (snapshotter, stopping) = (Arc::clone(self), self.tasks.shutdown().stopping());
+        let Some((top, layers)) = image_of(&chain) else { return };
+        // Before the container's first read.
+        let digests = layers.iter().map(|layer| layer.digest);
+        if self.waits.trace.is_zero() || !self.recorder.begin(top.manifest, digests) {
+            return;
+        }
+        let (snapshotter, stopping, key) =
+            (Arc::clone(self), self.tasks.shutdown().stopping(), key.to_owned());
         self.tasks.spawn("access trace", OnEnd::Expected, async move {
             stopping.run_until_cancelled(snapshotter.trace(&key, top, layers)).await;
             Ok::<_, Infallible>(())
@@ -191,10 +195,6 @@ impl Snapshotter {
     }
 
     async fn trace(&self, key: &str, top: RemoteLayer, layers: Vec<LayerRef>) {
-        let digests = layers.iter().map(|layer| layer.digest);
-        if !self.recorder.begin(top.manifest, digests) {
-            return;
-        }
         let announced = self.announcer.announce(top.manifest, &top.reference, &layers).await;
         let wanted = announced.is_ok_and(|announced| !announced.has_trace);
         let handed_over = if wanted { self.watch_start(key, &top).await } else { u64::MAX };
@@ -275,9 +275,11 @@ fn remote_name(chain_id: Sha256Digest, parent: Option<&Snapshot>) -> String {
     }
 }
 
-/// containerd unpacks a layer: no container starts.
-pub(crate) fn is_extraction(key: &str) -> bool {
-    key.rsplit_once('/').map_or(key, |(_, client_key)| client_key).starts_with("extract-")
+/// Whether a container is to start on the snapshot; its client asks for the mounts once more then. Where containerd
+/// unpacks a layer (`extract-`), or gives all files to another owner (`-remap`), it mounts what Prepare answers.
+pub(crate) fn is_container(key: &str) -> bool {
+    let client_key = key.rsplit_once('/').map_or(key, |(_, client_key)| client_key);
+    !client_key.starts_with("extract-") && !client_key.ends_with("-remap")
 }
 
 #[cfg(test)]
@@ -287,13 +289,14 @@ mod tests {
     #[test]
     fn extractions_are_no_containers() {
         let table = [
-            ("default/3/extract-259151147--maZ sha256:d9a9", true),
-            ("extract-1", true),
-            ("default/6/c1", false),
-            ("k8s.io/6/extract", false),
+            ("default/3/extract-259151147--maZ sha256:d9a9", false),
+            ("extract-1", false),
+            ("default/6/c1", true),
+            ("k8s.io/6/extract", true),
+            ("k8s.io/7/sha256:d9a9-0-65536-remap", false),
         ];
         for (key, expected) in table {
-            assert_eq!(is_extraction(key), expected, "{key}");
+            assert_eq!(is_container(key), expected, "{key}");
         }
     }
 }

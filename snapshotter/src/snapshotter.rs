@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use crate::announce::Announcer;
 use crate::error::SnapshotError;
-use crate::layers::{ChainLayer, Layers, Mounted};
+use crate::layers::{Backing, ChainLayer, Layers, Mounted};
 use crate::meta::{
     Chained, Committing, Filters, Kind, MetaError, NewSnapshot, Snapshot, SnapshotId, Store, Updating, Usage,
 };
@@ -23,6 +23,7 @@ use crate::overlay::{Access, Stack, Upper};
 use crate::place::Place;
 use crate::resolve::Resolver;
 use crate::starts::Starts;
+use crate::status::chain as chain_of;
 use crate::trace::Recorder;
 use crate::usage;
 
@@ -53,13 +54,54 @@ pub struct Waits {
 }
 
 impl Snapshotter {
-    /// Makes a container's writable snapshot or a view, its layers mounted.
+    /// Makes a writable snapshot or a view, its layers mounted.
     pub async fn create(self: &Arc<Self>, kind: Kind, new: NewSnapshot) -> Result<Vec<Mount>, SnapshotError> {
         if self.store.get(&new.name).is_ok() {
             return Err(MetaError::AlreadyExists(new.name).into());
         }
         let chain = self.parents(&new.parent)?;
-        let mounted = self.mount_for(kind, &new.name, &chain).await?;
+        let mounted = self.mount_chain(&chain, self.waits.start).await?;
+        self.create_on(mounted, kind, new).await
+    }
+
+    /// Makes a container's writable snapshot. Of an image that nobody has built yet the indexes may be minutes away, and
+    /// containerd holds a lock over this call that its collector and, behind that, every pull wait for. So the wait is
+    /// short: what cannot be mounted by then is mounted by [`Snapshotter::mounts`], which no lock is held over, and which
+    /// every client asks before it starts the container (`docs/adr/0005`).
+    pub async fn create_container(self: &Arc<Self>, new: NewSnapshot) -> Result<Vec<Mount>, SnapshotError> {
+        if self.store.get(&new.name).is_ok() {
+            return Err(MetaError::AlreadyExists(new.name).into());
+        }
+        let chain = self.parents(&new.parent)?;
+        let began = Instant::now();
+        let mounting = self.mount_chain(&chain, self.waits.prepare.min(self.waits.start)).await;
+        match mounting {
+            Err(SnapshotError::Layer(error)) if error.is_of_time() => {
+                let error = chain_of(&error);
+                tracing::info!(snapshot = new.name, error, "layers are mounted when the container starts");
+                let snapshotter = Arc::clone(self);
+                blocking(move || {
+                    let row = snapshotter.store.create(Kind::Active, new)?;
+                    Ok(Stack { upper: None, lowers: vec![snapshotter.place.not_mounted(row.id)] }.mounts())
+                })
+                .await
+            }
+            mounting => {
+                self.note_start(&new.name, &chain, began, &mounting);
+                let (name, parent) = (new.name.clone(), new.parent.clone());
+                let mounts = self.create_on(mounting?, Kind::Active, new).await?;
+                self.trace_start(&name, &parent);
+                Ok(mounts)
+            }
+        }
+    }
+
+    async fn create_on(
+        self: &Arc<Self>,
+        mounted: Mounted,
+        kind: Kind,
+        new: NewSnapshot,
+    ) -> Result<Vec<Mount>, SnapshotError> {
         let (snapshotter, lowers) = (Arc::clone(self), mounted.lowers.clone());
         let stack = blocking(move || {
             let row = snapshotter.store.create(kind, new)?;
@@ -81,13 +123,23 @@ impl Snapshotter {
         if row.kind == Kind::Committed {
             return Err(MetaError::Committed(key.into()).into());
         }
-        let lowers = self.mount_chain(&chain[1..]).await?.lowers.clone();
-        let snapshotter = Arc::clone(self);
+        let (began, is_first) = (Instant::now(), !self.place.upper(row.id).exists());
+        let mounting = self.mount_chain(&chain[1..], self.waits.start).await;
+        if row.kind == Kind::Active && is_first {
+            self.note_start(key, &chain[1..], began, &mounting);
+        }
+        let mounted = mounting?;
+        let (snapshotter, lowers) = (Arc::clone(self), mounted.lowers.clone());
+        let made = Arc::clone(&row);
         let stack = blocking(move || {
-            snapshotter.make_directories(&row, lowers.first().map(|lower| lower.as_path()))?;
-            Ok(snapshotter.stack(&row, lowers))
+            snapshotter.make_directories(&made, lowers.first().map(|lower| lower.as_path()))?;
+            Ok(snapshotter.stack(&made, lowers))
         });
-        Ok(stack.await?.mounts())
+        let mounts = stack.await?.mounts();
+        if row.kind == Kind::Active {
+            self.trace_start(&row.name, &row.parent);
+        }
+        Ok(mounts)
     }
 
     pub async fn commit(self: &Arc<Self>, mut committing: Committing) -> Result<(), SnapshotError> {
@@ -95,6 +147,8 @@ impl Snapshotter {
         blocking(move || {
             let row = snapshotter.store.get(&committing.key);
             if let Some(active) = row.ok().filter(|row| row.kind == Kind::Active) {
+                // Of one that was never mounted.
+                snapshotter.make_directories(&active, None)?;
                 committing.usage = snapshotter.measure(active.id)?;
             }
             snapshotter.store.commit(committing)?;
@@ -182,7 +236,8 @@ impl Snapshotter {
         if parent.is_empty() { Ok(Chained::new()) } else { Ok(self.store.chain(parent)?) }
     }
 
-    pub(crate) async fn mount_chain(&self, chain: &[Arc<Snapshot>]) -> Result<Mounted, SnapshotError> {
+    async fn mount_chain(&self, chain: &[Arc<Snapshot>], within: Duration) -> Result<Mounted, SnapshotError> {
+        let deadline = Instant::now() + within;
         let layers: Vec<_> = chain
             .iter()
             .map(|row| match &row.remote {
@@ -190,8 +245,9 @@ impl Snapshotter {
                 None => ChainLayer::Directory(self.place.upper(row.id)),
             })
             .collect();
-        let backing = self.backing(chain).await;
-        Ok(self.layers.mount(&layers, backing, Instant::now() + self.waits.start).await?)
+        let backing = tokio::time::timeout_at(deadline.into(), self.backing(chain)).await;
+        let backing = backing.unwrap_or(Backing::Served);
+        Ok(self.layers.mount(&layers, backing, deadline).await?)
     }
 
     fn stack(&self, row: &Snapshot, lowers: Vec<std::path::PathBuf>) -> Stack {
@@ -224,6 +280,10 @@ impl Snapshotter {
 
     fn measure(&self, id: SnapshotId) -> Result<Usage, SnapshotError> {
         let upper = self.place.upper(id);
+        // One whose layers could not be mounted yet.
+        if !upper.exists() {
+            return Ok(Usage::default());
+        }
         usage::of_directory(&upper).map_err(SnapshotError::file(&upper))
     }
 }

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::SnapshotError;
 use crate::layers::{Backing, Layers, Mounted};
-use crate::meta::{Kind, Snapshot};
-use crate::prepare::is_extraction;
+use crate::meta::Snapshot;
+use crate::prepare::is_container;
 use crate::snapshotter::Snapshotter;
 use crate::starts::{Pull, Reads, Start, Starts, Step, Wait, What, source_name};
 use crate::status::chain as causes;
@@ -83,37 +83,26 @@ pub struct WaitView {
 }
 
 impl Snapshotter {
-    /// Mounts what a container stands on, and remembers what that waited for.
-    pub(crate) async fn mount_for(
+    /// Remembers what the mount of a container's layers, begun at `began`, waited for.
+    pub(crate) fn note_start(
         &self,
-        kind: Kind,
         name: &str,
         chain: &[Arc<Snapshot>],
-    ) -> Result<Mounted, SnapshotError> {
-        let (at, began) = (SystemTime::now(), Instant::now());
-        let mounting = self.mount_chain(chain).await;
+        began: Instant,
+        mounting: &Result<Mounted, SnapshotError>,
+    ) {
         let top = chain.first().and_then(|row| row.remote.as_ref());
-        if let Some(top) = top
-            && kind == Kind::Active
-            && !is_extraction(name)
-        {
-            let steps = match &mounting {
-                Ok(mounted) => mounted.steps.clone(),
-                Err(error) => {
-                    vec![Step {
-                        what: What::Failed(causes(error)),
-                        layer: None,
-                        began,
-                        took: began.elapsed(),
-                    }]
-                }
-            };
-            let layers = chain.iter().filter_map(|row| Some(row.remote.as_ref()?.layer.digest)).collect();
-            let (manifest, reference) = (top.manifest, top.reference.clone());
-            let (container, reads) = (name.to_owned(), Reads::default());
-            self.starts.starting(Start { container, reference, manifest, layers, at, began, steps, reads });
-        }
-        mounting
+        let Some(top) = top.filter(|_| is_container(name)) else { return };
+        let took = began.elapsed();
+        let steps = match mounting {
+            Ok(mounted) => mounted.steps.clone(),
+            Err(error) => vec![Step { what: What::Failed(causes(error)), layer: None, began, took }],
+        };
+        let layers = chain.iter().filter_map(|row| Some(row.remote.as_ref()?.layer.digest)).collect();
+        let (manifest, reference) = (top.manifest, top.reference.clone());
+        let (container, reads) = (name.to_owned(), Reads::default());
+        let at = SystemTime::now() - took;
+        self.starts.starting(Start { container, reference, manifest, layers, at, began, steps, reads });
     }
 }
 

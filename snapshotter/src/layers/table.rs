@@ -11,6 +11,7 @@ use d7y_image::{
     LayerIndex, NodeId, NodeKind, ReadError, Tree, WriteError, layer_tree, read_bootstrap, write_bootstrap,
 };
 use d7y_peer_client::LocalClient;
+use d7y_proto::local::Reason;
 use d7y_types::{LayerRef, Sha256Digest};
 use futures_util::future::try_join_all;
 use parking_lot::Mutex;
@@ -48,6 +49,17 @@ pub enum LayerError {
     Registry(#[from] MetaError),
     #[error("mounting was interrupted")]
     Interrupted,
+}
+
+impl LayerError {
+    /// Whether it may pass by waiting longer.
+    pub fn is_of_time(&self) -> bool {
+        match self {
+            Self::Device(DeviceError::Peer { source, .. }) => source.reason() == Reason::Deadline,
+            Self::Device(DeviceError::Busy { .. }) | Self::Pins => true,
+            _ => false,
+        }
+    }
 }
 
 /// One layer of a chain to be stacked.

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use d7y_peer_client::{Answer, Handler, digest_from_wire, layer_from_wire, serve};
 use d7y_proto::local::{
@@ -27,6 +28,8 @@ pub struct FakePeer {
     pub mood: Mutex<Mood>,
     /// While true, reads of missing data wait.
     pub hold: watch::Sender<bool>,
+    /// While true, no layer's index is there yet.
+    pub building: watch::Sender<bool>,
     /// How many ranges were asked for.
     pub ranges: watch::Sender<u64>,
     pub pinned: watch::Sender<BTreeSet<Sha256Digest>>,
@@ -60,6 +63,7 @@ impl FakePeer {
             directory: directory.to_owned(),
             mood: Mutex::new(Mood::Willing),
             hold: watch::Sender::new(false),
+            building: watch::Sender::new(false),
             ranges: watch::Sender::new(0),
             pinned: watch::Sender::default(),
             parked: watch::Sender::new(0),
@@ -166,7 +170,14 @@ impl Handler for FakePeer {
                 let has_trace = self.has_trace.load(Ordering::Relaxed);
                 Answer::of(response::Kind::ImageOpened(ImageOpened { has_trace }))
             }
-            request::Kind::OpenLayer(open) => self.open(layer_from_wire(open.layer.unwrap()).unwrap().digest),
+            request::Kind::OpenLayer(open) => {
+                let mut building = self.building.subscribe();
+                let built = building.wait_for(|building| !building);
+                match tokio::time::timeout(Duration::from_millis(open.deadline_ms.into()), built).await {
+                    Ok(_) => self.open(layer_from_wire(open.layer.unwrap()).unwrap().digest),
+                    Err(_) => Answer::failure(Reason::Deadline, "the layer is still being read"),
+                }
+            }
             request::Kind::EnsureRange(wanted) => self.ensure(wanted).await,
             request::Kind::PutDescriptor(put) => {
                 self.descriptors.lock().insert(put.name, descriptor.unwrap());

@@ -305,14 +305,60 @@ async fn what_the_peer_cannot_supply_is_left_to_containerd() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_layer_still_being_built_is_answered_and_waited_for_at_the_start() {
-    let setting = Setting::new("auto", &["prepareWait=100ms", "startDeadline=10s"]).await;
-    *setting.peer.mood.lock() = Mood::Refuses(Reason::Deadline);
+async fn a_start_that_waits_for_an_index_holds_nobody_up() {
+    let mut setting = Setting::new("auto", &["prepareWait=200ms"]).await;
+    setting.peer.building.send_replace(true);
     let top = setting.containerd.pull(&setting.chain_ids).await;
-    let refused = setting.containerd.prepare("c1", &top, &[]).await.unwrap_err();
+    // containerd holds a lock over this call, which its collector needs.
+    let prepared = tokio::time::timeout(Duration::from_secs(10), setting.containerd.prepare("c1", &top, &[]));
+    let prepared = prepared.await.expect("Prepare waits for the index").unwrap();
+    assert!(!Path::new(&prepared[0].source).exists(), "an image without files could be started");
+    setting.kill_snapshotter();
+    setting.start_snapshotter().await;
+
+    let socket = setting.node.socket();
+    let mut mounts = Box::pin(setting.containerd.mounts("c1"));
+    let others_work = async {
+        setting.containerd.prepare("other", "", &[]).await.unwrap();
+        setting.containerd.remove("other").await.unwrap();
+        wait_for("containerd's collector", || async {
+            let left = names(&socket).await;
+            (!left.iter().any(|name| name.ends_with("/other"))).then_some(())
+        })
+        .await;
+    };
+    tokio::select! {
+        mounts = &mut mounts => panic!("the start did not wait: {mounts:?}"),
+        () = others_work => {}
+    }
+    setting.peer.building.send_replace(false);
+    let mounts = tokio::time::timeout(Duration::from_secs(30), mounts).await.unwrap().unwrap();
+    let root = setting.node.mount("c1", &mounts);
+    let trace = wait_for("the trace", || async {
+        let at = root.clone();
+        blocking(move || check_files(&at)).await;
+        setting.peer.traces.lock().first().cloned()
+    });
+    assert!(!trace.await.runs.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_whose_index_does_not_come_fails_in_time() {
+    let setting = Setting::new("auto", &["prepareWait=100ms", "startDeadline=1s"]).await;
+    setting.peer.building.send_replace(true);
+    let top = setting.containerd.pull(&setting.chain_ids).await;
+    setting.containerd.prepare("c1", &top, &[]).await.unwrap();
+    let refused = setting.containerd.mounts("c1").await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
-    *setting.peer.mood.lock() = Mood::Willing;
-    let root = setting.run_on("c1", &top).await;
+    // Whoever mounts at once what it is answered waits.
+    for key in ["extract-1-abcd x", "a-remap"] {
+        let refused = setting.containerd.prepare(key, &top, &[]).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable, "{key}: {refused}");
+    }
+    let refused = setting.containerd.view("v1", &top).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    setting.peer.building.send_replace(false);
+    let root = setting.node.mount("c1", &setting.containerd.mounts("c1").await.unwrap());
     blocking(move || check_files(&root)).await;
 }
 

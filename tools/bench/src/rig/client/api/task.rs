@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use containerd_client::services::v1::container::Runtime;
-use containerd_client::services::v1::snapshots::{PrepareSnapshotRequest, RemoveSnapshotRequest};
+use containerd_client::services::v1::snapshots::{
+    MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
+};
 use containerd_client::services::v1::{
     Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest,
     KillRequest, StartRequest, WaitRequest,
@@ -39,7 +41,7 @@ pub async fn create(session: &Session, image: &Pulled, id: &str, output: &Output
         ..Default::default()
     };
     let prepared = session.client.snapshots().prepare(session.ask(prepare)).await;
-    let rootfs = prepared.context("cannot prepare the container's snapshot")?.into_inner().mounts;
+    prepared.context("cannot prepare the container's snapshot")?;
     let spec = runtime_spec(&image.config, &session.namespace, id);
     let container = Container {
         id: id.to_owned(),
@@ -55,6 +57,10 @@ pub async fn create(session: &Session, image: &Pulled, id: &str, output: &Output
     };
     let create = CreateContainerRequest { container: Some(container) };
     session.client.containers().create(session.ask(create)).await.context("cannot create the container")?;
+    // As containerd's client does: what Prepare answered is not what is mounted.
+    let mounts = MountsRequest { snapshotter: session.snapshotter(), key: id.to_owned() };
+    let mounts = session.client.snapshots().mounts(session.ask(mounts)).await;
+    let rootfs = mounts.context("cannot mount the container's snapshot")?.into_inner().mounts;
     let task = CreateTaskRequest {
         container_id: id.to_owned(),
         rootfs,
