@@ -9,7 +9,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE};
 use http::{HeaderMap, StatusCode};
 
 use crate::error::{OriginError, ProtocolFault};
-use crate::fetch::{BlobAsk, Fetcher, Want};
+use crate::fetch::{Fetcher, Object, ObjectAsk, Want};
 use crate::route::Route;
 use crate::token::Target;
 use crate::transport::{Body, BodyFault, Reply};
@@ -102,8 +102,8 @@ impl BlobStream {
         while matches!(self.state, State::Disconnected) {
             let (endpoint, patience) = self.route.next().await?;
             let target = Target { endpoint, repository: &self.layer.repository };
-            let blob = BlobAsk { digest: self.layer.digest, want: Want::From(self.position) };
-            let outcome = self.fetcher.blob(target, blob, patience).await;
+            let blob = ObjectAsk { object: Object::Blob(self.layer.digest), want: Want::From(self.position) };
+            let outcome = self.fetcher.get(target, blob, patience).await;
             match outcome.and_then(|reply| self.begin_body(reply)) {
                 Ok(state) => self.state = state,
                 Err(error) => self.route.after(error)?,

@@ -42,6 +42,8 @@ pub(crate) enum Credentials {
     },
     /// An OAuth2 refresh token, to be exchanged at the token service.
     IdentityToken(Secret),
+    /// The value of an Authorization header that somebody else obtained.
+    Header(Secret),
 }
 
 /// Why the credentials of a registry cannot be had. Shows neither them nor what helpers print.
@@ -69,15 +71,27 @@ pub enum CredentialError {
 pub(crate) struct CredentialStore {
     path: Option<PathBuf>,
     helpers: Helpers,
+    given: Option<(String, Credentials)>,
 }
 
 impl CredentialStore {
     pub fn new(path: Option<PathBuf>, helpers: Helpers) -> Self {
-        Self { path, helpers }
+        Self { path, helpers, given: None }
+    }
+
+    /// The same with a login for one registry that comes before what the file says.
+    pub fn with(&self, registry: &str, credentials: Credentials) -> Self {
+        let given = Some((registry.to_ascii_lowercase(), credentials));
+        Self { path: self.path.clone(), helpers: self.helpers.clone(), given }
     }
 
     /// None: nobody is logged in to `registry`, and requests go without.
     pub async fn find(&self, registry: &str) -> Result<Option<Credentials>, CredentialError> {
+        if let Some((given, credentials)) = &self.given
+            && (given == registry || (is_hub(given) && is_hub(registry)))
+        {
+            return Ok(Some(credentials.clone()));
+        }
         let Some(path) = &self.path else { return Ok(None) };
         let Some(text) = read(path).await? else { return Ok(None) };
         let file = DockerFile::parse(&text, path)?;

@@ -27,6 +27,8 @@ pub enum OriginError {
         "{registry} has no such blob in {repository}{detail}; check the image name, or push the image again"
     )]
     NotFound { registry: String, repository: String, detail: Detail },
+    #[error("{registry} has no image {name} in {repository}{detail}; check the image's name and tag")]
+    NoImage { registry: String, repository: String, name: String, detail: Detail },
     #[error("{host} limits our requests{detail}; log in for a higher limit, add a mirror, or wait{}", after(.retry_after))]
     RateLimited { host: String, retry_after: Option<Duration>, detail: Detail },
     #[error("{host} answered {status}{detail}; see what its operator says about it")]
@@ -85,6 +87,7 @@ impl OriginError {
             Self::Unauthorized { .. }
             | Self::Credentials { .. }
             | Self::NotFound { .. }
+            | Self::NoImage { .. }
             | Self::TooLong { .. }
             | Self::Tls { .. }
             | Self::Redirect { .. }
@@ -100,6 +103,7 @@ impl OriginError {
             Self::Unauthorized { .. } => "origin-unauthorized",
             Self::Credentials { .. } => "origin-credentials",
             Self::NotFound { .. } => "origin-not-found",
+            Self::NoImage { .. } => "origin-no-image",
             Self::RateLimited { .. } => "origin-rate-limited",
             Self::Refused { .. } => "origin-refused",
             Self::Truncated { .. } => "origin-truncated",

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use d7y_types::Sha256Digest;
-use http::header::{AUTHORIZATION, LOCATION, RANGE};
+use http::header::{ACCEPT, AUTHORIZATION, LOCATION, RANGE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use url::Url;
 
@@ -18,6 +18,12 @@ const MAX_REDIRECTS: usize = 5;
 /// A body of at most this many bytes is read to its end, so that the connection can be used again.
 const MAX_DRAINED_BYTES: usize = 4096;
 
+/// Indexes and manifests that are understood (OCI image specification 1.1; Docker image manifest v2, schema 2).
+const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
+    application/vnd.oci.image.manifest.v1+json, \
+    application/vnd.docker.distribution.manifest.list.v2+json, \
+    application/vnd.docker.distribution.manifest.v2+json";
+
 /// What is asked of a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Want {
@@ -27,13 +33,21 @@ pub(crate) enum Want {
     From(u64),
 }
 
+/// What a repository holds.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct BlobAsk {
-    pub digest: Sha256Digest,
+pub(crate) enum Object<'a> {
+    Blob(Sha256Digest),
+    /// By its tag or digest.
+    Manifest(&'a str),
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ObjectAsk<'a> {
+    pub object: Object<'a>,
     pub want: Want,
 }
 
-/// One complete request for a blob: the token dance and the redirects, no retries.
+/// One complete request for a blob or a manifest: the token dance and the redirects, no retries.
 #[derive(Debug)]
 pub(crate) struct Fetcher {
     pub transport: Arc<Transport>,
@@ -42,25 +56,25 @@ pub(crate) struct Fetcher {
 
 impl Fetcher {
     /// A reply with status 200 or 206, and for [`Want::Head`] any redirect.
-    pub async fn blob(
+    pub async fn get(
         &self,
         target: Target<'_>,
-        blob: BlobAsk,
+        object: ObjectAsk<'_>,
         patience: &mut Patience,
     ) -> Result<Reply, OriginError> {
         let known = self.tokens.current(target);
-        let first = self.follow(target, blob, known.as_ref(), patience).await?;
+        let first = self.follow(target, object, known.as_ref(), patience).await?;
         let challenge = match first {
             (ref reply, Speaker::Registry) if reply.status == StatusCode::UNAUTHORIZED => {
                 Challenge::choose(&reply.headers)
             }
             _ => None,
         };
-        let Some(challenge) = challenge else { return accept(target, first, blob.want, patience).await };
+        let Some(challenge) = challenge else { return accept(target, first, object, patience).await };
         first.0.body.read_whole(MAX_DRAINED_BYTES, patience).await;
         let renewed = self.tokens.renew(target, &challenge, known.as_ref(), patience).await?;
-        let second = self.follow(target, blob, Some(&renewed), patience).await?;
-        let outcome = accept(target, second, blob.want, patience).await;
+        let second = self.follow(target, object, Some(&renewed), patience).await?;
+        let outcome = accept(target, second, object, patience).await;
         if let Err(error @ OriginError::Unauthorized { .. }) = &outcome {
             self.tokens.refuse(target, &renewed, error);
         }
@@ -72,27 +86,30 @@ impl Fetcher {
     async fn follow(
         &self,
         target: Target<'_>,
-        blob: BlobAsk,
+        ask: ObjectAsk<'_>,
         authorization: Option<&Authorization>,
         patience: &mut Patience,
     ) -> Result<(Reply, Speaker), OriginError> {
-        let want = blob.want;
-        let mut url = target.endpoint.blob_url(target.repository, &blob.digest);
+        let want = ask.want;
+        let mut url = target.endpoint.url(target.repository, ask.object);
         let mut speaker = Speaker::Registry;
         for _ in 0..=MAX_REDIRECTS {
             let mut headers = want.headers();
+            if let Object::Manifest(_) = ask.object {
+                headers.insert(ACCEPT, HeaderValue::from_static(MANIFEST_TYPES));
+            }
             if let (Some(authorization), Speaker::Registry) = (authorization, speaker) {
                 headers.insert(AUTHORIZATION, authorization.header.clone());
             }
-            let ask = Ask {
-                lane: want.lane(),
+            let sent = Ask {
+                lane: ask.lane(),
                 client: &target.endpoint.client,
                 method: want.method(),
                 url: &url,
                 headers,
                 body: Bytes::new(),
             };
-            let reply = self.transport.send(ask, patience).await?;
+            let reply = self.transport.send(sent, patience).await?;
             if !is_redirect(reply.status) || want == Want::Head {
                 return Ok((reply, speaker));
             }
@@ -107,18 +124,20 @@ impl Fetcher {
     }
 }
 
+impl ObjectAsk<'_> {
+    fn lane(self) -> Lane {
+        match (self.object, self.want) {
+            (Object::Blob(_), Want::From(_)) => Lane::Bulk,
+            (Object::Blob(_), Want::Head) | (Object::Manifest(_), _) => Lane::Quick,
+        }
+    }
+}
+
 impl Want {
     fn method(self) -> Method {
         match self {
             Self::Head => Method::HEAD,
             Self::From(_) => Method::GET,
-        }
-    }
-
-    fn lane(self) -> Lane {
-        match self {
-            Self::Head => Lane::Quick,
-            Self::From(_) => Lane::Bulk,
         }
     }
 
@@ -135,15 +154,23 @@ impl Want {
 async fn accept(
     target: Target<'_>,
     (reply, speaker): (Reply, Speaker),
-    want: Want,
+    ask: ObjectAsk<'_>,
     patience: &mut Patience,
 ) -> Result<Reply, OriginError> {
-    let fits = match want {
+    let fits = match ask.want {
         Want::Head => reply.status == StatusCode::OK || is_redirect(reply.status),
         Want::From(0) => reply.status == StatusCode::OK,
         Want::From(_) => matches!(reply.status, StatusCode::OK | StatusCode::PARTIAL_CONTENT),
     };
-    if fits { Ok(reply) } else { Err(refusal(target, speaker, reply, patience).await) }
+    if fits {
+        return Ok(reply);
+    }
+    Err(match (refusal(target, speaker, reply, patience).await, ask.object) {
+        (OriginError::NotFound { registry, repository, detail }, Object::Manifest(name)) => {
+            OriginError::NoImage { registry, repository, name: name.to_owned(), detail }
+        }
+        (other, _) => other,
+    })
 }
 
 fn is_redirect(status: StatusCode) -> bool {

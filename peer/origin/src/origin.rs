@@ -4,9 +4,9 @@ use d7y_types::LayerRef;
 
 use crate::blob::BlobStream;
 use crate::config::{ConfigError, OriginConfig, RetryConfig};
-use crate::credentials::{CredentialStore, default_docker_config};
+use crate::credentials::{CredentialStore, Credentials, Secret, default_docker_config};
 use crate::error::OriginError;
-use crate::fetch::{BlobAsk, Fetcher, Want};
+use crate::fetch::{Fetcher, Object, ObjectAsk, Want};
 use crate::helper::Helpers;
 use crate::patience::Patience;
 use crate::registry::{Registries, check_repository};
@@ -21,6 +21,23 @@ pub struct Origin {
     pub(crate) fetcher: Arc<Fetcher>,
     pub(crate) registries: Arc<Registries>,
     pub(crate) retry: RetryConfig,
+}
+
+/// How to log in to a registry.
+#[derive(Clone)]
+pub enum Login {
+    Password {
+        user: String,
+        password: String,
+    },
+    /// The value of an Authorization header, such as a token that is good for one repository.
+    Authorization(String),
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[secret]")
+    }
 }
 
 impl Origin {
@@ -53,7 +70,7 @@ impl Origin {
     /// # Errors
     /// Only what retrying did not or could not mend.
     pub async fn open_blob(&self, layer: &LayerRef, offset: u64) -> Result<BlobStream, OriginError> {
-        let route = self.route(layer)?;
+        let route = self.route(&layer.registry, &layer.repository)?;
         BlobStream::open(self.fetcher.clone(), layer.clone(), route, offset).await
     }
 
@@ -62,13 +79,43 @@ impl Origin {
     /// # Errors
     /// As [`Self::open_blob`]; [`OriginError::Unauthorized`] and [`OriginError::NotFound`] are final answers.
     pub async fn probe(&self, layer: &LayerRef) -> Result<(), OriginError> {
-        let mut route = self.route(layer)?;
+        let mut route = self.route(&layer.registry, &layer.repository)?;
         loop {
             let (endpoint, patience) = route.next().await?;
             let target = Target { endpoint, repository: &layer.repository };
-            let blob = BlobAsk { digest: layer.digest, want: Want::Head };
-            match self.fetcher.blob(target, blob, patience).await {
+            let blob = ObjectAsk { object: Object::Blob(layer.digest), want: Want::Head };
+            match self.fetcher.get(target, blob, patience).await {
                 Ok(_) => return Ok(()),
+                Err(error) => route.after(error)?,
+            }
+        }
+    }
+
+    /// The same origin with a login for one registry that comes before what is configured. Connections are shared,
+    /// tokens are not.
+    pub fn logged_in(&self, registry: &str, login: Login) -> Self {
+        let credentials = match login {
+            Login::Password { user, password } => Credentials::Password { user, password: Secret(password) },
+            Login::Authorization(header) => Credentials::Header(Secret(header)),
+        };
+        let transport = self.fetcher.transport.clone();
+        let tokens = self.fetcher.tokens.with(registry, credentials);
+        Self { fetcher: Arc::new(Fetcher { transport, tokens }), ..self.clone() }
+    }
+
+    /// The index or manifest that a tag or digest names, at most `limit` bytes, unverified.
+    pub(crate) async fn manifest(
+        &self,
+        (registry, repository): (&str, &str),
+        name: &str,
+        limit: usize,
+    ) -> Result<Option<Vec<u8>>, OriginError> {
+        let mut route = self.route(registry, repository)?;
+        loop {
+            let (endpoint, patience) = route.next().await?;
+            let ask = ObjectAsk { object: Object::Manifest(name), want: Want::From(0) };
+            match self.fetcher.get(Target { endpoint, repository }, ask, patience).await {
+                Ok(reply) => return Ok(reply.body.read_whole(limit, patience).await),
                 Err(error) => route.after(error)?,
             }
         }
@@ -79,9 +126,9 @@ impl Origin {
         self.fetcher.transport.hosts.stats()
     }
 
-    fn route(&self, layer: &LayerRef) -> Result<Route, OriginError> {
-        check_repository(&layer.repository)?;
+    fn route(&self, registry: &str, repository: &str) -> Result<Route, OriginError> {
+        check_repository(repository)?;
         let patience = Patience::new(self.retry.clone(), self.fetcher.transport.timeouts.no_progress);
-        Ok(Route::new(self.registries.endpoints(&layer.registry)?, patience))
+        Ok(Route::new(self.registries.endpoints(registry)?, patience))
     }
 }

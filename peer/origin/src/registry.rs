@@ -4,6 +4,7 @@ use url::{Host, Url};
 
 use crate::config::{ConfigFault, OriginConfig, RegistryConfig, Scheme, Timeouts};
 use crate::error::OriginError;
+use crate::fetch::Object;
 use crate::tls::Trust;
 use crate::transport::{HttpClient, http_client};
 
@@ -29,9 +30,12 @@ pub(crate) struct Endpoint {
 
 impl Endpoint {
     /// Mirrors of several registries tell them apart by the `ns` parameter (containerd, docs/hosts.md).
-    pub fn blob_url(&self, repository: &str, digest: &dyn std::fmt::Display) -> Url {
+    pub fn url(&self, repository: &str, object: Object<'_>) -> Url {
         let mut url = self.base.clone();
-        url.set_path(&format!("/v2/{repository}/blobs/{digest}"));
+        url.set_path(&match object {
+            Object::Blob(digest) => format!("/v2/{repository}/blobs/{digest}"),
+            Object::Manifest(name) => format!("/v2/{repository}/manifests/{name}"),
+        });
         if let Some(registry) = &self.mirror_of {
             url.query_pairs_mut().append_pair("ns", registry);
         }
@@ -158,7 +162,7 @@ fn own_client(
 }
 
 /// `host` or `host:port`, and nothing that a URL parser would take for something else.
-fn parse_host(text: &str, scheme: Scheme) -> Option<Url> {
+pub(crate) fn parse_host(text: &str, scheme: Scheme) -> Option<Url> {
     let safe = |c: char| c.is_ascii_alphanumeric() || "-._:[]".contains(c);
     if text.is_empty() || text.len() > MAX_HOST_BYTES || !text.chars().all(safe) {
         return None;

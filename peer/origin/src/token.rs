@@ -90,6 +90,11 @@ impl Tokens {
         Self { transport, store, slots: Mutex::new(LruCache::new(MAX_TOKENS)) }
     }
 
+    /// Tokens of their own, for a login that comes before those that are known.
+    pub fn with(&self, registry: &str, credentials: Credentials) -> Self {
+        Self::new(self.transport.clone(), self.store.with(registry, credentials))
+    }
+
     /// What the last dance for this repository brought, while it lives.
     pub fn current(&self, target: Target<'_>) -> Option<Authorization> {
         self.slot(target).authorization()
@@ -140,15 +145,14 @@ impl Tokens {
         patience: &mut Patience,
     ) -> Result<Authorization, OriginError> {
         match (challenge, credentials) {
+            (_, Some(Credentials::Header(header))) => {
+                let header = sensitive(&header.0).ok_or_else(|| refused(target))?;
+                Ok(Authorization { header, expires: Instant::now() + MAX_LIFE })
+            }
             (Challenge::Basic, Some(Credentials::Password { user, password })) => {
                 Ok(Authorization { header: basic(&user, &password.0), expires: Instant::now() + MAX_LIFE })
             }
-            (Challenge::Basic, _) => Err(OriginError::Unauthorized {
-                registry: target.endpoint.name.clone(),
-                repository: target.repository.to_owned(),
-                status: StatusCode::UNAUTHORIZED,
-                detail: Detail::default(),
-            }),
+            (Challenge::Basic, _) => Err(refused(target)),
             (Challenge::Bearer(bearer), credentials) => {
                 let request = token_request(target, bearer, credentials)?;
                 fetch_token(&self.transport, target, request, patience).await
@@ -189,6 +193,15 @@ impl Slot {
             Ok(authorization) => Ok(authorization.clone()),
         };
         *self.latest.lock() = Some(Latest { credentials, outcome });
+    }
+}
+
+fn refused(target: Target<'_>) -> OriginError {
+    OriginError::Unauthorized {
+        registry: target.endpoint.name.clone(),
+        repository: target.repository.to_owned(),
+        status: StatusCode::UNAUTHORIZED,
+        detail: Detail::default(),
     }
 }
 

@@ -18,6 +18,7 @@ fn look_up(text: &[u8], registry: &str) -> String {
         None | Some(Ok(None)) => "none".to_owned(),
         Some(Ok(Some(Credentials::Password { user, password }))) => format!("{user} {}", password.0),
         Some(Ok(Some(Credentials::IdentityToken(token)))) => format!("token {}", token.0),
+        Some(Ok(Some(Credentials::Header(header)))) => format!("header {}", header.0),
         Some(Err(BrokenEntry)) => "broken".to_owned(),
     }
 }
@@ -182,6 +183,7 @@ async fn helpers() {
             Ok(None) => "none".to_owned(),
             Ok(Some(Credentials::Password { user, password })) => format!("{user} {}", password.0),
             Ok(Some(Credentials::IdentityToken(token))) => format!("token {}", token.0),
+            Ok(Some(Credentials::Header(header))) => format!("header {}", header.0),
             Err(error) => format!("{error:?} {error}"),
         };
         assert!(text == *expected || outcome.is_err() && text.contains(expected), "{name}: {text}");

@@ -102,6 +102,7 @@ pub struct FakeRegistry {
 struct State {
     host: String,
     blobs: Mutex<HashMap<String, Bytes>>,
+    manifests: Mutex<HashMap<String, Bytes>>,
     turns: Mutex<(VecDeque<Turn>, Turn)>,
     gate: Mutex<Gate>,
     seen: Mutex<Vec<Seen>>,
@@ -121,6 +122,7 @@ impl FakeRegistry {
             gate: Mutex::new(Gate::new(access, &host)),
             host,
             blobs: Mutex::default(),
+            manifests: Mutex::default(),
             turns: Mutex::new((VecDeque::new(), Turn::Serve)),
             seen: Mutex::default(),
         });
@@ -147,6 +149,33 @@ impl FakeRegistry {
             size,
             compression: Compression::None,
         }
+    }
+
+    /// Stores an index or manifest under a tag and under its digest.
+    pub fn add_manifest(&self, repository: &str, tag: &str, content: impl Into<Bytes>) -> Sha256Digest {
+        let content = content.into();
+        let digest = Sha256Digest(Sha256::digest(&content).into());
+        let mut manifests = self.state.manifests.lock();
+        manifests.insert(format!("/v2/{repository}/manifests/{digest}"), content.clone());
+        manifests.insert(format!("/v2/{repository}/manifests/{tag}"), content);
+        digest
+    }
+
+    /// Stores config and manifest of an image for one platform, of layers that are gzipped tars in `repository`.
+    pub fn add_image(&self, repository: &str, tag: &str, layers: &[LayerRef]) -> Sha256Digest {
+        let ids: Vec<_> = layers.iter().map(|layer| format!("\"{}\"", layer.diff_id)).collect();
+        let config = format!(r#"{{"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#, ids.join(","));
+        let config = self.add_blob(repository, config);
+        let descriptor = |media_type: &str, blob: &LayerRef| {
+            let (digest, size) = (blob.digest, blob.size);
+            format!(
+                r#"{{"mediaType":"application/vnd.oci.image.{media_type}","digest":"{digest}","size":{size}}}"#
+            )
+        };
+        let layers: Vec<_> = layers.iter().map(|layer| descriptor("layer.v1.tar+gzip", layer)).collect();
+        let (config, layers) = (descriptor("config.v1+json", &config), layers.join(","));
+        let manifest = format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{layers}]}}"#);
+        self.add_manifest(repository, tag, manifest)
     }
 
     /// The answers to the next GETs of blobs, one each; after them it is [`Turn::Serve`], or what [`Self::always`] set.
@@ -212,6 +241,10 @@ impl State {
             return self.gate.lock().issue(&seen, &form);
         }
         let path = seen.target.split('?').next().unwrap_or_default();
+        if let Some(manifest) = self.manifests.lock().get(path).cloned() {
+            let length = (CONTENT_LENGTH, manifest.len().to_string());
+            return reply(StatusCode::OK, [length], whole(manifest));
+        }
         let Some(blob) = self.blobs.lock().get(path).cloned() else { return missing() };
         if seen.method == Method::HEAD {
             return reply(StatusCode::OK, [(CONTENT_LENGTH, blob.len().to_string())], whole(""));

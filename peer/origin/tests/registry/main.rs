@@ -4,6 +4,7 @@
 
 mod access;
 mod blobs;
+mod image;
 mod real;
 mod redirects;
 mod tls;
