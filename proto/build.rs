@@ -1,6 +1,6 @@
 use std::error::Error;
 
-const FILES: [&str; 3] = ["scheduler.proto", "local.proto", "snapshots.proto"];
+const FILES: [&str; 4] = ["scheduler.proto", "local.proto", "manager.proto", "snapshots.proto"];
 
 /// protox parses the contracts, so this crate needs no `protoc`.
 fn main() -> Result<(), Box<dyn Error>> {

@@ -6,6 +6,7 @@ use d7y_chassis::daemon::DaemonConfig;
 use d7y_chassis::shutdown::ShutdownConfig;
 use d7y_chassis::telemetry::LogConfig;
 use d7y_image::{IndexSigner, TrustedKeys};
+use d7y_manager_client::ManagerConfig;
 use d7y_origin::OriginConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,9 @@ pub struct Config {
     pub transfer: TransferConfig,
     pub observability: ObservabilityConfig,
     pub scheduler: SchedulerConfig,
+    /// The manager that knows where the cluster's scheduler and seed peers are; what is set under `scheduler` and `seeds`
+    /// comes first.
+    pub manager: ManagerConfig,
     /// Work without a scheduler, with the peers listed under `seeds`.
     pub standalone: bool,
     /// Seed peers, as host:port of their piece protocol: asked when no scheduler answers.
@@ -155,6 +159,10 @@ impl Validate for Config {
                 "a standalone peer has no scheduler; remove scheduler.address",
             ));
         }
+        if self.standalone && self.manager.is_set() {
+            faults.push(Fault::new("standalone", "a standalone peer has no manager; remove manager.address"));
+        }
+        faults.extend(self.manager.validate().into_iter().map(|fault| fault.within("manager")));
         let addresses = [
             ("scheduler.address", &self.scheduler.address),
             ("transfer.advertise", &self.transfer.advertise),

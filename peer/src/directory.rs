@@ -12,11 +12,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use d7y_manager_client::Discovered;
 use d7y_proto::scheduler::inventory::State;
 use d7y_proto::scheduler::scheduler_client::SchedulerClient;
 use d7y_proto::scheduler::{
-    Announce, Assignment, CloseTask, GetTrace, Heartbeat, Inventory, OpenTask, PeerMessage, PublishTrace,
-    Role, SchedulerMessage, peer_message, scheduler_message,
+    Announce, Assignment, CloseTask, EndPreheat, GetTrace, Heartbeat, Inventory, LayerProgress, OpenTask,
+    PeerMessage, Preheat, PreheatProgress, PublishTrace, Role, SchedulerMessage, peer_message,
+    scheduler_message,
 };
 use d7y_types::Sha256Digest;
 use parking_lot::Mutex;
@@ -63,9 +65,22 @@ pub enum Refill {
 
 pub struct DirectoryConfig {
     pub announce: Announce,
-    /// host:port of the scheduler; empty for none.
+    /// host:port of the scheduler; empty to take the manager's word.
     pub scheduler: String,
     pub seeds: Vec<String>,
+    /// What the manager says, if there is one.
+    pub discovered: watch::Receiver<Discovered>,
+    /// Has the manager asked again.
+    pub ask_manager: Arc<Notify>,
+    /// Where the scheduler's orders to preheat go.
+    pub orders: mpsc::Sender<Order>,
+}
+
+/// What the scheduler wants on this peer's disk.
+#[derive(Debug)]
+pub enum Order {
+    Preheat(Preheat),
+    End(EndPreheat),
 }
 
 #[derive(Default)]
@@ -106,6 +121,8 @@ struct Said {
     wanted: HashSet<Sha256Digest>,
     /// Traces to publish.
     traces: HashMap<Sha256Digest, Vec<u8>>,
+    /// How far preheats are, by job and layer, as far as it has not been said.
+    preheats: BTreeMap<(Arc<str>, u32), LayerProgress>,
     /// What is still to be said in this session.
     session: Option<Topics>,
 }
@@ -119,6 +136,7 @@ enum Topic {
     Task(Sha256Digest),
     PublishTrace(Sha256Digest),
     GetTrace(Sha256Digest),
+    Preheats,
 }
 
 #[derive(Default)]
@@ -184,14 +202,18 @@ impl Directory {
         Plan { ingest: seeds.is_empty() || mine, ask: seeds, ..Plan::default() }
     }
 
-    /// The configured seeds other than this peer, in an order that spreads layers over them.
+    /// The seeds, configured or discovered, other than this peer, in an order that spreads layers over them.
     pub async fn static_seeds(&self, layer: Sha256Digest) -> Vec<Parent> {
-        if self.config.seeds.is_empty() {
+        let mut known = self.config.seeds.clone();
+        known.extend(self.config.discovered.borrow().seeds.iter().cloned());
+        if known.is_empty() {
             return Vec::new();
         }
+        known.sort();
+        known.dedup();
         let me = resolve(&self.config.announce.address).await;
         let mut seeds = Vec::new();
-        for seed in &self.config.seeds {
+        for seed in &known {
             let address = resolve(seed).await.filter(|address| Some(*address) != me);
             seeds.extend(address.map(|address| Parent { address, seed: true }));
         }
@@ -271,6 +293,12 @@ impl Directory {
         known.traces.get(&image).filter(|body| !body.is_empty()).cloned()
     }
 
+    /// Says how far a preheat is: in the next session, when there is none.
+    pub fn preheat_progress(&self, job: &Arc<str>, progress: LayerProgress) {
+        self.said.lock().preheats.insert((job.clone(), progress.layer), progress);
+        self.say(Topic::Preheats);
+    }
+
     /// False when there is no session to say it in.
     fn say(&self, topic: Topic) -> bool {
         let mut said = self.said.lock();
@@ -294,30 +322,25 @@ impl Directory {
     /// Keeps the session up for as long as the peer runs.
     pub async fn run(self: Arc<Self>, fetcher: Fetcher) {
         let (mut delay, mut taken) = (RECONNECT_FIRST, false);
-        loop {
+        for attempt in 0.. {
+            let scheduler = self.scheduler(attempt).await;
             let began = tokio::time::Instant::now();
-            match self.session(&fetcher).await {
+            match self.session(&scheduler, &fetcher).await {
                 Ok(()) => {}
                 Err(SessionError::Taken(error)) if !taken => {
                     taken = true;
-                    tracing::error!(
-                        scheduler = self.config.scheduler,
-                        error,
-                        "the scheduler refuses this peer"
-                    );
+                    tracing::error!(scheduler, error, "the scheduler refuses this peer");
                 }
                 Err(SessionError::Taken(error) | SessionError::Lost(error)) => {
-                    tracing::debug!(scheduler = self.config.scheduler, error, "no scheduler session");
+                    tracing::debug!(scheduler, error, "no scheduler session");
                 }
             }
             self.said.lock().session = None;
             if self.connected.swap(false, Ordering::Relaxed) {
-                tracing::warn!(
-                    scheduler = self.config.scheduler,
-                    "lost the scheduler; going on with what is known"
-                );
+                tracing::warn!(scheduler, "lost the scheduler; going on with what is known");
             }
             self.metrics.scheduler_connected.set(0);
+            self.config.ask_manager.notify_one();
             if began.elapsed() > RECONNECT_MOST {
                 taken = false;
                 delay = RECONNECT_FIRST;
@@ -327,8 +350,25 @@ impl Directory {
         }
     }
 
-    async fn session(&self, fetcher: &Fetcher) -> Result<(), SessionError> {
-        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", self.config.scheduler))
+    /// The configured scheduler, else the discovered ones in turn, as soon as there are any.
+    async fn scheduler(&self, attempt: usize) -> String {
+        if !self.config.scheduler.is_empty() {
+            return self.config.scheduler.clone();
+        }
+        let mut discovered = self.config.discovered.clone();
+        let found = match discovered.wait_for(|known| !known.schedulers.is_empty()).await {
+            Ok(known) => Some(known.schedulers[attempt % known.schedulers.len()].clone()),
+            Err(_) => None,
+        };
+        match found {
+            Some(scheduler) => scheduler,
+            // The manager's task is gone: the peer is stopping.
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn session(&self, scheduler: &str, fetcher: &Fetcher) -> Result<(), SessionError> {
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{scheduler}"))
             .map_err(|error| SessionError::Lost(chain(&error)))?
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(Duration::from_secs(10))
@@ -378,7 +418,7 @@ impl Directory {
             Some(scheduler_message::Message::Welcome(welcome)) => {
                 self.connected.store(true, Ordering::Relaxed);
                 self.metrics.scheduler_connected.set(1);
-                tracing::info!(scheduler = self.config.scheduler, "scheduler session is up");
+                tracing::info!("scheduler session is up");
                 if welcome.heartbeat_interval_ms == 0 {
                     return;
                 }
@@ -403,8 +443,15 @@ impl Directory {
                     known.traces.insert(image, trace.body);
                 });
             }
+            Some(scheduler_message::Message::Preheat(order)) => self.order(Order::Preheat(order)).await,
+            Some(scheduler_message::Message::EndPreheat(end)) => self.order(Order::End(end)).await,
             _ => {}
         }
+    }
+
+    async fn order(&self, order: Order) {
+        // The preheater ends with the peer.
+        let _ = self.config.orders.send(order).await;
     }
 }
 
@@ -415,6 +462,7 @@ impl Said {
         self.inventory.keys().for_each(|layer| topics.push(Topic::Inventory(*layer)));
         self.wanted.iter().for_each(|layer| topics.push(Topic::Task(*layer)));
         self.traces.keys().for_each(|image| topics.push(Topic::PublishTrace(*image)));
+        topics.push(Topic::Preheats);
         self.session = Some(topics);
     }
 
@@ -448,6 +496,16 @@ impl Said {
                     Some(body) => Message::PublishTrace(PublishTrace { image: image.0.to_vec(), body }),
                     None => continue,
                 },
+                Topic::Preheats => {
+                    let Some(((job, _), progress)) = self.preheats.pop_first() else { continue };
+                    if let Some(session) = self.session.as_mut().filter(|_| !self.preheats.is_empty()) {
+                        session.push(Topic::Preheats);
+                    }
+                    Message::PreheatProgress(PreheatProgress {
+                        job: job.to_string(),
+                        progress: Some(progress),
+                    })
+                }
                 Topic::GetTrace(image) => Message::GetTrace(GetTrace { image: image.0.to_vec() }),
             });
         }

@@ -69,6 +69,7 @@ enum Command {
     SetParents { layer: Sha256Digest, parents: Vec<Parent> },
     Ensure { layer: Arc<Layer>, chunks: Vec<u32>, reply: oneshot::Sender<Brought> },
     Prefetch(Vec<(Sha256Digest, u32)>),
+    Complete { layer: Arc<Layer>, missing: Vec<u32> },
     Connected { id: ParentId, parent: Parent, client: Option<Client> },
     Event { parent: ParentId, event: Event },
     Lost(ParentId),
@@ -117,6 +118,11 @@ impl Fetcher {
 
     pub async fn set_parents(&self, layer: Sha256Digest, parents: Vec<Parent>) {
         let _ = self.0.send(Command::SetParents { layer, parents }).await;
+    }
+
+    /// All that is missing of a layer, behind everything that somebody waits for.
+    pub async fn complete(&self, layer: Arc<Layer>, missing: Vec<u32>) {
+        let _ = self.0.send(Command::Complete { layer, missing }).await;
     }
 
     /// Chunks in the order in which a container will touch them.
@@ -239,6 +245,11 @@ impl FetchLoop {
                 for (layer, number) in chunks {
                     self.planner.want(layer, [number], Lane::Prefetch, now);
                 }
+            }
+            Command::Complete { layer, missing } => {
+                let digest = layer.digest();
+                self.add_layer(layer, false);
+                self.planner.want(digest, missing, Lane::Background, Instant::now());
             }
             Command::Connected { id, parent, client } => self.connected(id, parent, client),
             Command::Event { parent, event } => self.event(parent, event),

@@ -7,6 +7,7 @@
 
 mod config;
 mod confirm;
+mod control;
 mod directory;
 mod failure;
 mod fetch;
@@ -17,6 +18,7 @@ mod metrics;
 mod news;
 mod openings;
 mod patience;
+mod preheat;
 mod receive;
 mod rescue;
 mod serve;

@@ -11,7 +11,6 @@ use d7y_chassis::metrics::{self, Health};
 use d7y_chassis::obstacle::{self, Obstacle};
 use d7y_chassis::tasks::{OnEnd, Tasks};
 use d7y_origin::Origin;
-use d7y_proto::scheduler::{self, Announce};
 use d7y_store::{Store, StoreError, StoreOptions};
 use d7y_transfer::ServerLimits;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -19,13 +18,14 @@ use parking_lot::Mutex;
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::config::{Config, Role};
-use crate::directory::{Directory, DirectoryConfig};
+use crate::control::Control;
 use crate::fetch::{FetchContext, Fetcher};
 use crate::ingest::Ingester;
 use crate::layers::{Layers, LayersConfig, LayersParts};
 use crate::local::LocalService;
 use crate::metrics::Metrics;
 use crate::news::News;
+use crate::preheat::Preheater;
 use crate::receive::Receiver;
 use crate::serve::Uploads;
 use crate::trace::Traces;
@@ -93,8 +93,7 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
         store: store.clone(),
     };
     tracing::info!(peer = %peer_id, transfer = %running.transfer, public_key = running.public_key, "peer starts");
-    let directory =
-        Arc::new(Directory::new(directory_config(&config, &peer_id, running.transfer), peer_metrics.clone()));
+    let (directory, control) = Control::set_up(&config, &peer_id, running.transfer, &peer_metrics);
     let news = Arc::new(News::default());
     let context = FetchContext {
         peer_id: peer_id.clone(),
@@ -127,9 +126,7 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
     let traces = Arc::new(Traces::new(store.clone(), directory.clone())?);
 
     supervise(&tasks, "fetch loop", fetch_loop);
-    if !config.scheduler.address.is_empty() {
-        supervise(&tasks, "scheduler session", directory.run(fetcher));
-    }
+    control.begin(&tasks, Preheater::new(config.role, &layers, &news), fetcher);
     supervise(&tasks, "layer watch", layers.clone().watch());
     supervise(&tasks, "store watch", watch(store, origin, peer_metrics.clone(), health.clone()));
     let uploads = Uploads { peer_id: peer_id.clone(), layers: layers.clone(), news, tasks: tasks.clone() };
@@ -173,7 +170,7 @@ async fn bind(config: &Config) -> anyhow::Result<Sockets> {
     Ok(Sockets { transfer, local, observability })
 }
 
-fn supervise(tasks: &Tasks, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+pub fn supervise(tasks: &Tasks, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
     let stopping = tasks.shutdown().stopping();
     tasks.spawn(name, OnEnd::Fatal, async move {
         stopping.run_until_cancelled(work).await;
@@ -219,27 +216,6 @@ fn layers_config(config: &Config) -> LayersConfig {
         background: config.fetch.background || seed,
         origin_fallback_after: config.fetch.origin_fallback_after.get(),
     }
-}
-
-fn directory_config(config: &Config, peer_id: &str, transfer: SocketAddr) -> DirectoryConfig {
-    let address = match config.transfer.advertise.is_empty() {
-        true => transfer.to_string(),
-        false => config.transfer.advertise.clone(),
-    };
-    let role = match config.role {
-        Role::Node => scheduler::Role::Node,
-        Role::Seed => scheduler::Role::Seed,
-    };
-    let incarnation: u64 = rand::random();
-    let announce = Announce {
-        peer_id: peer_id.to_owned(),
-        hostname: peer_id.to_owned(),
-        role: role.into(),
-        address,
-        version: DAEMON.version.to_owned(),
-        incarnation: format!("{incarnation:016x}"),
-    };
-    DirectoryConfig { announce, scheduler: config.scheduler.address.clone(), seeds: config.seeds.clone() }
 }
 
 /// Raises one clear alarm while chunks cannot be kept, and takes it back; keeps the metrics of store and origins true.

@@ -1,4 +1,4 @@
-use d7y_proto::local;
+use crate::local;
 use d7y_types::{Compression, LayerRef, Sha256Digest};
 
 /// A message that names no valid layer.

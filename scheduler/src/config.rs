@@ -2,6 +2,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use d7y_chassis::{DaemonConfig, Fault, HumanDuration, LogConfig, ShutdownConfig, Validate};
+use d7y_manager_client::ManagerConfig;
+use d7y_types::advertised;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +20,12 @@ pub struct Config {
     /// Where `/metrics` and `/healthy` are served.
     pub metrics: ListenConfig,
     pub heartbeat: HeartbeatConfig,
+    /// The manager that peers find this scheduler through.
+    pub manager: ManagerConfig,
+    /// Unique among the cluster's schedulers and stable over restarts; the host's name when empty.
+    pub name: String,
+    /// host:port under which peers and the manager reach `server.listen`; the manager sees the host when empty.
+    pub advertise: String,
     /// How long after the start no node is told to read from an origin itself, so that seeds and holders can
     /// announce themselves again.
     pub settle: HumanDuration,
@@ -51,6 +59,9 @@ impl Default for Config {
             server: ListenConfig::everywhere(8002),
             metrics: ListenConfig::everywhere(8000),
             heartbeat: HeartbeatConfig::default(),
+            manager: ManagerConfig::default(),
+            name: String::new(),
+            advertise: String::new(),
             settle: HumanDuration::from_secs(3),
             log: LogConfig::default(),
             shutdown: ShutdownConfig::default(),
@@ -67,12 +78,17 @@ impl Default for HeartbeatConfig {
 impl Validate for Config {
     fn validate(&self) -> Vec<Fault> {
         let mut faults: Vec<_> = self.log.validate().into_iter().map(|fault| fault.within("log")).collect();
+        faults.extend(self.manager.validate().into_iter().map(|fault| fault.within("manager")));
         let (least, most) = HEARTBEAT_LIMITS;
         if !(least..=most).contains(&self.heartbeat.interval.get()) {
             faults.push(Fault::new("heartbeat.interval", format!("must be from {least:?} to {most:?}")));
         }
         if self.settle.get() > MAX_SETTLE {
             faults.push(Fault::new("settle", format!("must be at most {MAX_SETTLE:?}")));
+        }
+        if !self.advertise.is_empty() && advertised(&self.advertise, None).is_err() {
+            let problem = format!("{:?} is not of the form host:port", self.advertise);
+            faults.push(Fault::new("advertise", problem));
         }
         let (server, metrics) = (self.server.listen, self.metrics.listen);
         if server == metrics && server.port() != 0 {

@@ -1,16 +1,13 @@
 //! Between the wire and the core: parsed once, here.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use d7y_proto::scheduler as wire;
 use d7y_scheduler_core::{
     Assignment, Event, HoldState, IndexState, Lease, Parent, PeerId, PeerIdError, PeerInfo, Role,
 };
-use d7y_types::Sha256Digest;
-
-/// A DNS name and a port.
-const MAX_ADDRESS_BYTES: usize = PeerId::MAX_LENGTH + 6;
+use d7y_types::{AddressError, Sha256Digest, advertised};
 
 /// A message that breaks the contract.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,8 +18,8 @@ pub(crate) enum WireError {
     PeerId(#[from] PeerIdError),
     #[error("Announce.role is neither node nor seed")]
     Role,
-    #[error("Announce.address {0:?} is not host:port")]
-    Address(String),
+    #[error("Announce.address is refused")]
+    Address(#[from] AddressError),
     #[error("Inventory.state {0} is unknown")]
     State(i32),
     #[error("Announce came a second time in one session")]
@@ -36,24 +33,7 @@ pub(crate) fn announce(announce: wire::Announce, remote: Option<IpAddr>) -> Resu
         wire::Role::Unspecified => return Err(WireError::Role),
     };
     let id = PeerId::new(&announce.peer_id)?;
-    Ok(PeerInfo { id, role, address: address(announce.address, remote)? })
-}
-
-fn address(text: String, remote: Option<IpAddr>) -> Result<String, WireError> {
-    let refuse = |text: &str| WireError::Address(text.chars().take(MAX_ADDRESS_BYTES).collect());
-    if let Ok(mut socket) = text.parse::<SocketAddr>() {
-        match remote {
-            _ if socket.port() == 0 => return Err(refuse(&text)),
-            Some(ip) if socket.ip().is_unspecified() => socket.set_ip(ip.to_canonical()),
-            None if socket.ip().is_unspecified() => return Err(refuse(&text)),
-            _ => {}
-        }
-        return Ok(socket.to_string());
-    }
-    let (host, port) = text.rsplit_once(':').ok_or_else(|| refuse(&text))?;
-    let name = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b));
-    let port = port.parse::<u16>().is_ok_and(|port| port != 0);
-    if name && port && text.len() <= MAX_ADDRESS_BYTES { Ok(text) } else { Err(refuse(&text)) }
+    Ok(PeerInfo { id, role, address: advertised(&announce.address, remote)? })
 }
 
 /// The event that a message after the announcement stands for; none for messages of a newer contract.
@@ -61,7 +41,8 @@ pub(crate) fn event(peer: &PeerId, message: wire::PeerMessage) -> Result<Option<
     use wire::peer_message::Message;
     let peer = peer.clone();
     Ok(Some(match message.message {
-        None => return Ok(None),
+        // What peers say of preheats is not the core's.
+        None | Some(Message::PreheatProgress(_)) => return Ok(None),
         Some(Message::Announce(_)) => return Err(WireError::SecondAnnounce),
         Some(Message::Open(open)) => Event::TaskOpened { peer, task: digest("OpenTask.task", &open.task)? },
         Some(Message::Close(close)) => {
@@ -128,6 +109,14 @@ pub(crate) fn trace(image: &Sha256Digest, body: &Arc<[u8]>) -> wire::SchedulerMe
     outgoing(wire::scheduler_message::Message::Trace(trace))
 }
 
+pub(crate) fn preheat(order: &wire::Preheat) -> wire::SchedulerMessage {
+    outgoing(wire::scheduler_message::Message::Preheat(order.clone()))
+}
+
+pub(crate) fn end_preheat(job: &str) -> wire::SchedulerMessage {
+    outgoing(wire::scheduler_message::Message::EndPreheat(wire::EndPreheat { job: job.to_owned() }))
+}
+
 fn parent(parent: &Parent) -> wire::Parent {
     weighted(&parent.peer, parent.weight)
 }
@@ -142,32 +131,4 @@ fn weighted(peer: &PeerInfo, weight: u32) -> wire::Parent {
 
 fn outgoing(message: wire::scheduler_message::Message) -> wire::SchedulerMessage {
     wire::SchedulerMessage { message: Some(message) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses() {
-        let seen: Option<IpAddr> = Some("10.1.2.3".parse().unwrap());
-        for (given, expected) in [
-            ("192.0.2.1:4000", Some("192.0.2.1:4000")),
-            ("0.0.0.0:4000", Some("10.1.2.3:4000")),
-            ("[::]:4000", Some("10.1.2.3:4000")),
-            ("[2001:db8::1]:4000", Some("[2001:db8::1]:4000")),
-            ("node-1.example:4000", Some("node-1.example:4000")),
-            ("192.0.2.1:0", None),
-            ("192.0.2.1", None),
-            ("node-1:", None),
-            (":4000", None),
-            ("a b:4000", None),
-            ("node-1:70000", None),
-            ("", None),
-        ] {
-            assert_eq!(address(given.to_owned(), seen).ok().as_deref(), expected, "{given:?}");
-        }
-        assert!(address("0.0.0.0:4000".to_owned(), None).is_err());
-        assert!(address(format!("{}:1", "a".repeat(300)), seen).is_err());
-    }
 }

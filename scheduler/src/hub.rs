@@ -4,24 +4,32 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use d7y_proto::scheduler as wire;
 use d7y_scheduler_core::{Action, Event, PeerId, PeerInfo, Refusal, Scheduler, Settings};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::metrics::Metrics;
 use crate::outbox::{Outbox, Outgoing};
+use crate::preheats::{PreheatError, Preheats, Wanted};
 use crate::status::SessionEnd;
 
 #[derive(Debug)]
 pub(crate) struct Hub {
     state: Mutex<State>,
     started: Instant,
+    settle: Duration,
+    /// Changes with every start of the process.
+    incarnation: String,
     pub metrics: Metrics,
 }
 
 #[derive(Debug)]
 struct State {
     core: Scheduler,
+    preheats: Preheats,
+    /// Grows when somebody comes or goes.
+    crowd: u64,
     sessions: HashMap<PeerId, Session>,
     next_session: u64,
 }
@@ -44,8 +52,10 @@ pub(crate) struct Member {
 impl Hub {
     pub fn new(settle: Duration, metrics: Metrics) -> Self {
         let core = Scheduler::new(Settings { settle });
-        let state = State { core, sessions: HashMap::new(), next_session: 0 };
-        Self { state: Mutex::new(state), started: Instant::now(), metrics }
+        let preheats = Preheats::default();
+        let state = State { core, preheats, crowd: 0, sessions: HashMap::new(), next_session: 0 };
+        let incarnation = format!("{:016x}", rand::random::<u64>());
+        Self { state: Mutex::new(state), started: Instant::now(), settle, incarnation, metrics }
     }
 
     /// Announces a peer; an older session of the same peer ends. Another process under the same id is refused while
@@ -71,6 +81,10 @@ impl Hub {
             older.outbox.close(SessionEnd::Replaced);
         }
         self.carry_out(&mut state, Event::PeerAnnounced(info));
+        state.crowd += 1;
+        for order in state.preheats.orders_for(&member.peer) {
+            outbox.push(Outgoing::Preheat(order));
+        }
         Ok(member)
     }
 
@@ -87,13 +101,63 @@ impl Hub {
         if state.is_current(member) {
             state.sessions.remove(&member.peer);
             self.carry_out(&mut state, Event::PeerGone { peer: member.peer.clone() });
+            state.crowd += 1;
+            state.preheats.gone(&member.peer);
         }
     }
 
     pub fn tick(&self) {
         let mut state = self.state.lock();
         self.carry_out(&mut state, Event::Tick);
+        for (job, peers) in state.preheats.expire(self.started.elapsed()) {
+            state.tell_end(&job, peers);
+        }
         self.metrics.show(&state.core.stats());
+    }
+
+    /// Takes in what a member says of a preheat, unless it has a newer session.
+    pub fn preheat_progress(&self, member: &Member, said: wire::PreheatProgress) {
+        let mut state = self.state.lock();
+        if state.is_current(member) {
+            state.preheats.progress(&member.peer, said);
+        }
+    }
+
+    /// The manager wants a preheat, maybe not for the first time. `seen` is the incarnation and version of the last
+    /// report that it has.
+    pub fn preheat(&self, wanted: Wanted, seen: (String, u64)) -> Result<wire::PreheatReport, PreheatError> {
+        let now = self.started.elapsed();
+        let settling = now < self.settle;
+        let (job, since) = (wanted.job().to_owned(), if seen.0 == self.incarnation { seen.1 } else { 0 });
+        let mut state = self.state.lock();
+        let known = state.preheats.is_known(&job);
+        let peers = match wanted.peers.is_empty() && !known && !settling {
+            true => state.core.preheat_targets(wanted.scope, &wanted.image),
+            false => wanted.peers.clone(),
+        };
+        // Nobody to place it on: it is not begun, so that it is placed well when somebody is there.
+        if known || !peers.is_empty() {
+            for (peer, order) in state.preheats.want(wanted, peers, now)? {
+                match state.sessions.get(&peer) {
+                    Some(session) => session.outbox.push(Outgoing::Preheat(order)),
+                    None => state.preheats.gone(&peer),
+                }
+            }
+        }
+        let report = state.preheats.report(&job, since);
+        Ok(wire::PreheatReport { incarnation: self.incarnation.clone(), settling, ..report })
+    }
+
+    pub fn end_preheat(&self, job: &str) {
+        let mut state = self.state.lock();
+        let peers = state.preheats.end(job);
+        state.tell_end(job, peers);
+    }
+
+    /// Everybody who is connected, unless nobody came or went since `crowd`; and what to ask with next time.
+    pub fn peers(&self, crowd: Option<u64>) -> Option<(Vec<PeerInfo>, u64)> {
+        let state = self.state.lock();
+        (crowd != Some(state.crowd)).then(|| (state.core.peers().cloned().collect(), state.crowd))
     }
 
     fn carry_out(&self, state: &mut State, event: Event) {
@@ -116,6 +180,12 @@ impl Hub {
 }
 
 impl State {
+    fn tell_end(&self, job: &str, peers: Vec<PeerId>) {
+        for session in peers.iter().filter_map(|peer| self.sessions.get(peer)) {
+            session.outbox.push(Outgoing::EndPreheat { job: job.to_owned() });
+        }
+    }
+
     fn is_current(&self, member: &Member) -> bool {
         self.sessions.get(&member.peer).is_some_and(|session| session.number == member.number)
     }

@@ -5,14 +5,18 @@
 //! as fast as the peer reads. Nothing is stored: after a restart peers announce themselves again.
 //!
 //! Actors: one acceptor (tonic), one task per session, one ticker. The core is behind one lock that nobody
-//! holds across an await. On shutdown the ticker stops first and no departure reaches the core, so that no
+//! holds across an await. With `manager.address` set one more task keeps alive with the manager, which tells peers where
+//! the scheduler is and asks it to place preheats; nothing here waits for it. On shutdown the ticker stops first and no departure reaches the core, so that no
 //! decision is taken from a half-empty cluster; then every session ends with `UNAVAILABLE`.
 
 mod config;
 mod convert;
 mod hub;
+mod manager;
 mod metrics;
 mod outbox;
+mod placement;
+mod preheats;
 mod session;
 mod status;
 
@@ -22,6 +26,7 @@ use std::sync::Arc;
 
 use d7y_chassis::listen::{self, BindError};
 use d7y_chassis::{Daemon, DaemonName, Health, OnEnd, Tasks};
+use d7y_proto::scheduler::placement_server::PlacementServer;
 use d7y_proto::scheduler::scheduler_server::SchedulerServer;
 use d7y_scheduler_core::{MAX_TRACE_BYTES, TICK};
 use tokio::time::MissedTickBehavior;
@@ -31,6 +36,7 @@ use tonic::transport::server::TcpIncoming;
 pub use config::{Config, HeartbeatConfig, ListenConfig};
 use hub::Hub;
 pub use metrics::described as described_metrics;
+use placement::Placements;
 use session::Sessions;
 
 pub const DAEMON: Daemon = Daemon {
@@ -53,7 +59,7 @@ pub struct Addresses {
 }
 
 /// Binds all sockets and starts to serve; [`Tasks::finish`] waits for the end.
-pub async fn run(config: Config, tasks: &Tasks) -> Result<Addresses, BindError> {
+pub async fn run(config: Config, tasks: &Tasks) -> anyhow::Result<Addresses> {
     let (server, server_address) = open(config.server.listen, "server.listen").await?;
     let (metrics_listener, metrics_address) = open(config.metrics.listen, "metrics.listen").await?;
     let mut registry = d7y_chassis::metrics::registry(DAEMON.name, DAEMON.version);
@@ -70,8 +76,10 @@ pub async fn run(config: Config, tasks: &Tasks) -> Result<Addresses, BindError> 
         .http2_keepalive_interval(Some(config.heartbeat.interval.get()))
         .http2_keepalive_timeout(Some(config.heartbeat.interval.get()))
         .add_service(service)
+        .add_service(PlacementServer::new(Placements(hub.clone())))
         .serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned());
     tasks.spawn("session acceptor", OnEnd::Fatal, serving);
+    manager::keep_alive(&config, server_address, &hub, tasks)?;
     tasks.spawn("ticker", OnEnd::Fatal, async move {
         closing.run_until_cancelled(tick(&hub)).await;
         Ok::<_, Infallible>(())

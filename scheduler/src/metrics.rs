@@ -68,7 +68,7 @@ impl Metrics {
         match message {
             Outgoing::Assignment(_) => self.assignments.inc(),
             Outgoing::Trace { .. } => self.traces_sent.inc(),
-            Outgoing::Welcome { .. } => 0,
+            Outgoing::Welcome { .. } | Outgoing::Preheat(_) | Outgoing::EndPreheat { .. } => 0,
         };
     }
 

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use d7y_proto::scheduler::SchedulerMessage;
+use d7y_proto::scheduler::{Preheat, SchedulerMessage};
 use d7y_scheduler_core::{Assignment, MAX_OPEN_PER_PEER};
 use d7y_types::Sha256Digest;
 use parking_lot::Mutex;
@@ -24,13 +24,16 @@ pub(crate) enum Outgoing {
     Welcome { heartbeat_interval_ms: u32 },
     Assignment(Assignment),
     Trace { image: Sha256Digest, body: Arc<[u8]> },
+    Preheat(Arc<Preheat>),
+    EndPreheat { job: String },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Key {
     Welcome,
     Task(Sha256Digest),
     Image(Sha256Digest),
+    Job(String),
 }
 
 #[derive(Debug, Default)]
@@ -61,6 +64,8 @@ impl Outgoing {
             Self::Welcome { .. } => Key::Welcome,
             Self::Assignment(assignment) => Key::Task(assignment.task),
             Self::Trace { image, .. } => Key::Image(*image),
+            Self::Preheat(order) => Key::Job(order.job.clone()),
+            Self::EndPreheat { job } => Key::Job(job.clone()),
         }
     }
 
@@ -69,6 +74,8 @@ impl Outgoing {
             Self::Welcome { heartbeat_interval_ms } => convert::welcome(*heartbeat_interval_ms),
             Self::Assignment(assignment) => convert::assignment(assignment),
             Self::Trace { image, body } => convert::trace(image, body),
+            Self::Preheat(order) => convert::preheat(order),
+            Self::EndPreheat { job } => convert::end_preheat(job),
         }
     }
 }
@@ -85,7 +92,7 @@ impl Outbox {
             drop(queue);
             return self.close(SessionEnd::NotReading);
         }
-        if queue.waiting.insert(key, message).is_none() {
+        if queue.waiting.insert(key.clone(), message).is_none() {
             queue.order.push_back(key);
         }
         queue.stalled_since.get_or_insert_with(Instant::now);

@@ -141,10 +141,13 @@ impl Sessions {
                 Err(_) => return SessionEnd::Silent(patience),
             };
             self.hub.metrics.messages.inc();
-            match convert::event(&member.peer, message) {
-                Ok(Some(event)) => self.hub.apply(member, event),
-                Ok(None) => {}
-                Err(error) => return error.into(),
+            match message.message {
+                Some(Message::PreheatProgress(said)) => self.hub.preheat_progress(member, said),
+                message => match convert::event(&member.peer, PeerMessage { message }) {
+                    Ok(Some(event)) => self.hub.apply(member, event),
+                    Ok(None) => {}
+                    Err(error) => return error.into(),
+                },
             }
             if outbox.stalled_for(Instant::now()) > patience {
                 return SessionEnd::NotReading;

@@ -4,6 +4,7 @@
 mod builders;
 mod disk;
 mod layer;
+mod managed;
 mod rescue;
 mod rig;
 mod scheduled;
@@ -31,7 +32,7 @@ fn refused(result: Result<impl std::fmt::Debug, ClientError>) -> (Reason, String
 }
 
 fn blob_requests(registry: &FakeRegistry) -> usize {
-    registry.seen().iter().filter(|seen| seen.is_blob()).count()
+    registry.seen().iter().filter(|seen| seen.target.contains("/blobs/")).count()
 }
 
 #[tokio::test(flavor = "multi_thread")]

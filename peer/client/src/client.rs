@@ -14,9 +14,9 @@ use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::convert::layer_to_wire;
 use crate::frame::{Frame, FrameError, encode};
 use crate::socket::{FrameReader, write_frame};
+use d7y_proto::layer_to_wire;
 
 /// Calls of one client at once; further ones wait for their turn within their own deadline.
 const MAX_CALLS: usize = 1024;

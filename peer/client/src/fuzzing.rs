@@ -5,8 +5,8 @@ use prost::Message;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
-use crate::convert::{digest_from_wire, layer_from_wire};
 use crate::socket::FrameReader;
+use d7y_proto::{digest_from_wire, layer_from_wire};
 
 /// Reads frames as either side does, and what is in them. `input` has to fit in a socket's buffer.
 pub async fn frames(input: &[u8]) -> std::io::Result<()> {

@@ -10,7 +10,6 @@
 //! A server that stops closes its connections at once and leaves the rest to that rule.
 
 mod client;
-mod convert;
 mod frame;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
@@ -18,6 +17,6 @@ mod server;
 mod socket;
 
 pub use client::{ClientError, Link, LocalClient};
-pub use convert::{ConvertError, digest_from_wire, layer_from_wire, layer_to_wire};
+pub use d7y_proto::{ConvertError, digest_from_wire, layer_from_wire, layer_to_wire};
 pub use frame::{FrameError, MAX_FRAME_BYTES};
 pub use server::{Answer, Handler, serve};

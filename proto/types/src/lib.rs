@@ -1,10 +1,12 @@
 //! Ids, digests and ranges that every part of d7y shares. No I/O, no clock.
 
+mod address;
 mod digest;
 mod layer;
 mod pack;
 mod range;
 
+pub use address::{AddressError, advertised};
 pub use digest::{ChunkHash, DigestError, Sha256Digest};
 pub use layer::{Compression, LayerRef, MediaTypeError};
 pub use pack::{PackId, TableHash};

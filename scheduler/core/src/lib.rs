@@ -13,6 +13,7 @@
 pub mod choice;
 mod event;
 mod peers;
+mod preheat;
 pub mod rendezvous;
 mod scheduler;
 mod task;
@@ -22,6 +23,7 @@ pub use event::{
     Action, Assignment, Event, HoldState, IndexState, Lease, Parent, PeerId, PeerIdError, PeerInfo, Refusal,
     Role,
 };
+pub use preheat::PreheatScope;
 pub use scheduler::{Scheduler, Settings, Stats};
 
 use std::time::Duration;

@@ -103,6 +103,10 @@ impl Peers {
         self.seeds.iter().filter_map(|slot| Some((*slot, self.get(*slot)?)))
     }
 
+    pub fn iter(&self) -> impl Iterator<Item = &Peer> {
+        self.places.iter().filter_map(|place| place.peer.as_ref())
+    }
+
     pub fn count(&self, role: Role) -> usize {
         match role {
             Role::Seed => self.seeds.len(),

@@ -6,6 +6,7 @@ use d7y_types::Sha256Digest;
 use crate::choice::{self, Choice};
 use crate::event::{Action, Assignment, Event, HoldState, Lease, PeerId, PeerInfo, Refusal, Role};
 use crate::peers::{Peers, Slot};
+use crate::preheat::{self, PreheatScope};
 use crate::task::{Moment, Task};
 use crate::traces::Traces;
 use crate::{MAX_OPEN_PER_PEER, MAX_PUSHES_PER_TICK, MAX_TASKS, MAX_TASKS_PER_PEER};
@@ -89,6 +90,16 @@ impl Scheduler {
             Event::Tick => return self.tick(now),
         }
         Vec::new()
+    }
+
+    /// Whose disks an image is to be put on, in no order: among those who are connected now. Changes nothing.
+    pub fn preheat_targets(&self, scope: PreheatScope, image: &Sha256Digest) -> Vec<PeerId> {
+        preheat::targets(&self.peers, scope, image)
+    }
+
+    /// Everybody who is connected.
+    pub fn peers(&self) -> impl Iterator<Item = &PeerInfo> {
+        self.peers.iter().map(|peer| &*peer.info)
     }
 
     pub fn stats(&self) -> Stats {

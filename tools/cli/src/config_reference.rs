@@ -24,6 +24,7 @@ pub fn run() -> Result<ExitCode> {
         reference::<d7y_peer::Config>(&d7y_peer::DAEMON),
         reference::<d7y_snapshotter::Config>(&d7y_snapshotter::DAEMON),
         reference::<d7y_scheduler::Config>(&d7y_scheduler::DAEMON),
+        reference::<d7y_manager::Config>(&d7y_manager::DAEMON),
     ];
     println!("{INTRODUCTION}\n{}", sections.join("\n").trim_end());
     Ok(ExitCode::SUCCESS)

@@ -1,0 +1,138 @@
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use d7y_proto::manager::manager_client::ManagerClient;
+use d7y_proto::manager::{DiscoverRequest, Discovery};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, watch};
+
+use crate::backoff::{Backoff, chain, connect};
+use crate::config::ManagerConfig;
+
+/// Shorter is the load of a cluster, whatever a manager says.
+const LEAST_REFRESH: Duration = Duration::from_millis(20);
+
+/// Where a peer's cluster is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Discovered {
+    /// host:port, in the order in which to try them.
+    pub schedulers: Vec<String>,
+    pub seeds: Vec<String>,
+}
+
+/// What asking needs.
+pub struct Asking {
+    pub config: ManagerConfig,
+    pub peer_id: String,
+    pub version: &'static str,
+    /// Where the last answer is kept.
+    pub file: PathBuf,
+    /// Asks at once when notified: what is known turned out to be wrong.
+    pub again: Arc<Notify>,
+}
+
+/// Asks for as long as the peer runs, beginning with what was known when it last ran.
+pub async fn discover(asking: Asking, known: watch::Sender<Discovered>) {
+    known.send_replace(load(&asking.file));
+    let mut backoff = Backoff::new();
+    let mut lost = false;
+    loop {
+        let wait = match ask(&asking).await {
+            Ok(answer) => {
+                if std::mem::take(&mut lost) {
+                    tracing::info!(manager = asking.config.address, "the manager answers again");
+                }
+                backoff.reset();
+                let refresh = Duration::from_millis(u64::from(answer.refresh_ms)).max(LEAST_REFRESH);
+                learn(&asking.file, &known, answer);
+                refresh
+            }
+            Err(why) => {
+                if !std::mem::replace(&mut lost, true) {
+                    tracing::warn!(
+                        manager = asking.config.address,
+                        "the manager does not answer, going on with what is known: {why}"
+                    );
+                }
+                backoff.next()
+            }
+        };
+        let _ = tokio::time::timeout(wait, asking.again.notified()).await;
+        tokio::time::sleep(LEAST_REFRESH).await;
+    }
+}
+
+async fn ask(asking: &Asking) -> Result<Discovery, String> {
+    let mut client = ManagerClient::new(connect(&asking.config.address).await?);
+    let request = DiscoverRequest {
+        cluster: asking.config.cluster.clone(),
+        peer_id: asking.peer_id.clone(),
+        version: asking.version.to_owned(),
+    };
+    client.discover(request).await.map(tonic::Response::into_inner).map_err(|status| chain(&status))
+}
+
+/// An empty list is no news: a manager that has just started has not heard of anybody yet, and whom it forgot may still
+/// be there.
+fn learn(file: &Path, known: &watch::Sender<Discovered>, answer: Discovery) {
+    let mut now = known.borrow().clone();
+    if !answer.schedulers.is_empty() {
+        now.schedulers = answer.schedulers;
+    }
+    if !answer.seeds.is_empty() {
+        now.seeds = answer.seeds;
+    }
+    if *known.borrow() == now {
+        return;
+    }
+    tracing::info!(schedulers = ?now.schedulers, seeds = ?now.seeds, "the manager says where the cluster is");
+    if let Err(error) = save(file, &now) {
+        tracing::warn!(file = %file.display(), %error, "cannot keep what the manager said for the next start");
+    }
+    known.send_replace(now);
+}
+
+/// A missing or damaged file is an empty one: the manager says it again.
+fn load(file: &Path) -> Discovered {
+    fs::read(file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}
+
+fn save(file: &Path, known: &Discovered) -> io::Result<()> {
+    let partial = file.with_extension("partial");
+    fs::write(&partial, serde_json::to_vec(known)?)?;
+    fs::rename(partial, file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_kept_and_an_empty_one_changes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("discovered.json");
+        let known = watch::Sender::new(load(&file));
+        let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        type Names = &'static [&'static str];
+        let table: [(Names, Names, Names, Names); 4] = [
+            (&["s:1"], &[], &["s:1"], &[]),
+            (&[], &["a:1", "b:1"], &["s:1"], &["a:1", "b:1"]),
+            (&[], &[], &["s:1"], &["a:1", "b:1"]),
+            (&["t:1"], &["b:1"], &["t:1"], &["b:1"]),
+        ];
+        for (schedulers, seeds, then_schedulers, then_seeds) in table {
+            let answer =
+                Discovery { schedulers: list(schedulers), seeds: list(seeds), ..Discovery::default() };
+            learn(&file, &known, answer);
+            let expected = Discovered { schedulers: list(then_schedulers), seeds: list(then_seeds) };
+            assert_eq!(*known.borrow(), expected);
+            assert_eq!(load(&file), expected);
+        }
+        fs::write(&file, "{\"schedulers\":").unwrap();
+        assert_eq!(load(&file), Discovered::default(), "a damaged file is an empty one");
+    }
+}

@@ -1,0 +1,118 @@
+//! The manager daemon: clusters, who is in them, users, and jobs that outlive any process.
+//!
+//! It is never on the data path: peers keep the last answer that it gave. All that must survive it is in the database
+//! (`d7y-manager-db`); what is in memory can be lost at any time. Actors: the gRPC server with one task per member, the
+//! REST server, one reconciler of jobs with one task per job under way. On shutdown listeners close first, streams of
+//! members end without a word about their members, drivers of jobs stop between two steps, and the database is closed
+//! last.
+
+mod config;
+mod identity;
+mod manager;
+mod members;
+mod metrics;
+mod preheat;
+mod rest;
+mod secrets;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::Context;
+use d7y_chassis::listen::{self, BindError};
+use d7y_chassis::obstacle;
+use d7y_chassis::{Daemon, DaemonName, Health, OnEnd, Secret, Tasks};
+use d7y_manager_db::{Database, Timestamp};
+use d7y_origin::Origin;
+use d7y_proto::manager::manager_server::ManagerServer;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+pub use config::{Config, DiscoveryConfig, KeepAliveConfig, ListenConfig, SecretsConfig};
+use manager::{Manager, Settings};
+use members::Members;
+
+pub const DAEMON: Daemon = Daemon {
+    name: DaemonName::new("d7y-manager"),
+    about: "Keeps clusters, users and jobs of d7y",
+    version: env!("CARGO_PKG_VERSION"),
+    shorthands: &[],
+};
+
+/// A scheduler's list of 131,072 peers with names of some 60 bytes.
+const MAX_MESSAGE_BYTES: usize = 32 << 20;
+
+/// A started manager; with port 0 in the configuration, the ports it was given.
+#[derive(Debug, Clone)]
+pub struct Running {
+    pub rest: SocketAddr,
+    pub grpc: SocketAddr,
+    pub metrics: SocketAddr,
+    /// Of the user `root`, when one was made up at this very start.
+    pub first_password: Option<Secret>,
+}
+
+/// Opens the database, binds all sockets and starts to serve; [`Tasks::finish`] waits for the end.
+pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Running> {
+    let (rest, rest_address) = open(config.rest.listen, "rest.listen").await?;
+    let (grpc, grpc_address) = open(config.grpc.listen, "grpc.listen").await?;
+    let (metrics_listener, metrics_address) = open(config.metrics.listen, "metrics.listen").await?;
+    obstacle::writable_directory(&config.directory, "directory")?;
+    let db = Database::open(&config.directory.join("manager.db")).await?;
+    let mut registry = d7y_chassis::metrics::registry(DAEMON.name, DAEMON.version);
+    let manager = Arc::new(Manager {
+        vault: secrets::vault(&config)?,
+        origin: Origin::new(config.origin.clone()).context("origin")?,
+        settings: Settings {
+            interval: config.keep_alive.interval.get(),
+            refresh: config.discovery.refresh.get(),
+        },
+        metrics: metrics::Metrics::register(&mut registry),
+        new_job: Notify::new(),
+        db: db.clone(),
+    });
+    manager.db.default_cluster(Timestamp::now()).await?;
+    d7y_chassis::metrics::serve(tasks, vec![metrics_listener], Arc::new(registry), Health::new());
+    serve_grpc(tasks, manager.clone(), grpc);
+    serve_rest(tasks, manager.clone(), rest);
+    let carry_on = preheat::CarryOn::new(manager.clone(), tasks.clone());
+    let stopping = tasks.shutdown().stopping();
+    tasks.spawn("job reconciler", OnEnd::Fatal, async move {
+        stopping.run_until_cancelled(carry_on.run()).await;
+        Ok::<_, Infallible>(())
+    });
+    tasks.on_flush("database", async move { Ok(db.close().await?) });
+    tracing::info!(rest = %rest_address, grpc = %grpc_address, metrics = %metrics_address, "listening");
+    let first_password = secrets::first_user(&manager.db, &config).await?;
+    Ok(Running { rest: rest_address, grpc: grpc_address, metrics: metrics_address, first_password })
+}
+
+async fn open(address: SocketAddr, key: &'static str) -> Result<(TcpListener, SocketAddr), BindError> {
+    let listener = listen::bind(address, key).await?;
+    let bound = listener.local_addr().map_err(|source| BindError::Tcp { address, key, source })?;
+    Ok((listener, bound))
+}
+
+fn serve_grpc(tasks: &Tasks, manager: Arc<Manager>, listener: TcpListener) {
+    let interval = manager.settings.interval;
+    let members = Members::new(manager, tasks.clone());
+    let service = ManagerServer::new(members).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let closing = tasks.shutdown().closing();
+    let serving = Server::builder()
+        .http2_keepalive_interval(Some(interval))
+        .http2_keepalive_timeout(Some(interval))
+        .add_service(service)
+        .serve_with_incoming_shutdown(incoming, closing.cancelled_owned());
+    tasks.spawn("grpc server", OnEnd::Fatal, serving);
+}
+
+fn serve_rest(tasks: &Tasks, manager: Arc<Manager>, listener: TcpListener) {
+    let closing = tasks.shutdown().closing();
+    let serving =
+        axum::serve(listener, rest::router(manager)).with_graceful_shutdown(closing.cancelled_owned());
+    tasks.spawn("rest server", OnEnd::Fatal, async move { serving.await });
+}

@@ -1,0 +1,289 @@
+//! The reconciler of jobs: takes the lease on what is pending and drives it until it has ended.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use d7y_chassis::{OnEnd, Tasks};
+use d7y_manager_db::entity::job;
+use d7y_manager_db::{DbError, JobState, Kind, Lease, Placement, PlacementState, Timestamp};
+use d7y_types::Sha256Digest;
+use parking_lot::Mutex;
+
+use super::place::{Schedulers, Seen, Wanted};
+use super::request::PreheatArgs;
+use super::resolve::chain;
+use crate::manager::Manager;
+use crate::metrics::ByState;
+
+/// How long a manager that was killed keeps others from its jobs.
+const LEASE: Duration = Duration::from_secs(6);
+/// How often leases are renewed and new jobs looked for.
+const CLAIM_EVERY: Duration = Duration::from_secs(2);
+/// Jobs driven at once by one manager; the rest wait.
+const MAX_JOBS: u64 = 64;
+/// Between two looks at a job that is under way.
+const STEP_EVERY: Duration = Duration::from_millis(300);
+/// How long a job is tried although something that it needs is not there at all.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Drives jobs; one per manager.
+#[derive(Debug)]
+pub(crate) struct CarryOn {
+    manager: Arc<Manager>,
+    tasks: Tasks,
+    lease: Lease,
+    schedulers: Schedulers,
+    /// Jobs with a task of their own here.
+    driven: Mutex<HashSet<i64>>,
+    /// Jobs whose lease was ours when it was last looked at.
+    held: Mutex<HashSet<i64>>,
+}
+
+/// What a driver remembers between steps; a new one does without.
+#[derive(Default)]
+struct Driver {
+    seen: HashMap<i64, Seen>,
+    /// Since when something is missing without which nothing can begin.
+    stuck_since: Option<Instant>,
+    note: String,
+}
+
+/// How a step left a job.
+enum Step {
+    Ended,
+    UnderWay,
+    /// Something is missing; this says what.
+    Waits(String),
+    Fails(String),
+}
+
+impl CarryOn {
+    pub fn new(manager: Arc<Manager>, tasks: Tasks) -> Arc<Self> {
+        let holder = hex::encode(rand::random::<[u8; 8]>());
+        Arc::new(Self {
+            manager,
+            tasks,
+            lease: Lease { holder, duration: LEASE },
+            schedulers: Schedulers::default(),
+            driven: Mutex::default(),
+            held: Mutex::default(),
+        })
+    }
+
+    pub async fn run(self: Arc<Self>) {
+        loop {
+            match self.manager.db.claim(&self.lease, MAX_JOBS, Timestamp::now()).await {
+                Ok(jobs) => self.drive_all(jobs),
+                Err(error) => tracing::error!("cannot look for jobs: {}", chain(&error)),
+            }
+            if let Ok(counts) = self.manager.db.count_jobs().await {
+                for (state, count) in counts {
+                    let count = i64::try_from(count).unwrap_or(i64::MAX);
+                    self.manager.metrics.jobs.get_or_create(&ByState { state }).set(count);
+                }
+            }
+            let _ = tokio::time::timeout(CLAIM_EVERY, self.manager.new_job.notified()).await;
+        }
+    }
+
+    fn drive_all(self: &Arc<Self>, jobs: Vec<job::Model>) {
+        *self.held.lock() = jobs.iter().map(|job| job.id).collect();
+        for job in jobs {
+            if !self.driven.lock().insert(job.id) {
+                continue;
+            }
+            let (this, stopping) = (self.clone(), self.tasks.shutdown().stopping());
+            self.tasks.spawn("job", OnEnd::Expected, async move {
+                stopping.run_until_cancelled(this.drive(job.id)).await;
+                this.driven.lock().remove(&job.id);
+                Ok::<_, std::convert::Infallible>(())
+            });
+        }
+    }
+
+    async fn drive(&self, id: i64) {
+        tracing::info!(job = id, "carrying on");
+        let mut driver = Driver::default();
+        while self.held.lock().contains(&id) {
+            let stepped = match self.manager.db.job(id).await {
+                Ok(Some(job)) if job.state == JobState::Pending => self.advance(&job, &mut driver).await,
+                Ok(_) => return,
+                Err(error) => Err(error),
+            };
+            match stepped {
+                Ok(Step::Ended) => return,
+                Ok(_) => {}
+                Err(error) => tracing::error!(job = id, "a step failed: {}", chain(&error)),
+            }
+            tokio::time::sleep(STEP_EVERY).await;
+        }
+    }
+
+    /// One step, and its outcome in the row.
+    async fn advance(&self, job: &job::Model, driver: &mut Driver) -> Result<Step, DbError> {
+        let step = self.step(job, driver).await?;
+        let now = Timestamp::now();
+        let step = match step {
+            Step::UnderWay => {
+                driver.stuck_since = None;
+                step
+            }
+            Step::Waits(ref why) => {
+                let since = *driver.stuck_since.get_or_insert_with(Instant::now);
+                // Peers that were chosen may take all the time there is to come back; a job that cannot even begin
+                // is answered soon.
+                let begun = !self.manager.db.placements(job.id).await?.is_empty();
+                match !begun && since.elapsed() > PATIENCE {
+                    true => Step::Fails(why.clone()),
+                    false => step,
+                }
+            }
+            other => other,
+        };
+        let overdue = now.0 >= job.deadline_at;
+        match step {
+            Step::Ended => self.end(job, JobState::Success, "").await?,
+            Step::Fails(why) => {
+                self.end(job, JobState::Failure, &why).await?;
+                return Ok(Step::Ended);
+            }
+            Step::UnderWay | Step::Waits(_) if overdue => {
+                let waits = match &step {
+                    Step::Waits(why) => why.clone(),
+                    _ => self.unfinished(job.id).await?,
+                };
+                self.end(job, JobState::Failure, &format!("not done within its time: {waits}")).await?;
+                return Ok(Step::Ended);
+            }
+            Step::UnderWay => self.note(job.id, driver, "").await?,
+            Step::Waits(ref why) => self.note(job.id, driver, why).await?,
+        }
+        Ok(step)
+    }
+
+    async fn step(&self, job: &job::Model, driver: &mut Driver) -> Result<Step, DbError> {
+        let broken = || Step::Fails("the job's row is malformed; preheat again".to_owned());
+        let args: Option<PreheatArgs> = serde_json::from_str(&job.args).ok();
+        let clusters: Option<Vec<i64>> = serde_json::from_str(&job.clusters).ok();
+        let (Some(args), Some(clusters)) = (args, clusters) else { return Ok(broken()) };
+        let (Some(image), Some(platform), Some(scope)) = (args.image(), args.platform(), args.scope()) else {
+            return Ok(broken());
+        };
+        let Some(manifest) = &job.manifest else {
+            return match self.manager.resolve(job.id, &image, &platform).await {
+                Ok(found) => {
+                    let manifest = found.manifest.to_string();
+                    self.manager.db.keep_layers(job.id, &manifest, &found.layers, Timestamp::now()).await?;
+                    Ok(Step::UnderWay)
+                }
+                Err(error) if error.is_transient() => Ok(Step::Waits(error.sentence())),
+                Err(error) => Ok(Step::Fails(error.sentence())),
+            };
+        };
+        let Ok(image) = manifest.parse::<Sha256Digest>() else { return Ok(broken()) };
+        let layers = self.manager.db.layers(job.id).await?;
+        let mut waits = None;
+        for cluster in &clusters {
+            let (job, created_at, cluster) = (job.id, job.created_at, *cluster);
+            let wanted = Wanted { job, created_at, cluster, image, layers: &layers, scope };
+            if let Some(why) = self.place(&wanted, driver).await? {
+                waits.get_or_insert(why);
+            }
+        }
+        if let Some(why) = waits {
+            return Ok(Step::Waits(why));
+        }
+        self.outcome(job.id).await
+    }
+
+    /// Asks the cluster's scheduler and keeps what it says. Returns what is missing, if something is.
+    async fn place(&self, wanted: &Wanted<'_>, driver: &mut Driver) -> Result<Option<String>, DbError> {
+        let name = self.manager.db.cluster(wanted.cluster).await?.map(|cluster| cluster.name);
+        let name = name.unwrap_or_else(|| wanted.cluster.to_string());
+        let Some(scheduler) = self.scheduler(wanted.cluster).await? else {
+            let why = "has no scheduler; start d7y-scheduler with manager.address set to this manager";
+            return Ok(Some(format!("cluster {name} {why}")));
+        };
+        let mut rows = self.manager.db.placements(wanted.job).await?;
+        rows.retain(|row| row.cluster_id == wanted.cluster);
+        let seen = driver.seen.get(&wanted.cluster).cloned().unwrap_or_default();
+        let answer = match self.schedulers.place(&scheduler, wanted, (&rows, seen)).await {
+            Ok(answer) => answer,
+            Err(why) => return Ok(Some(format!("the scheduler of cluster {name} does not answer: {why}"))),
+        };
+        self.count(&rows, &answer.changed);
+        self.manager.db.keep_placements(answer.changed).await?;
+        driver.seen.insert(wanted.cluster, answer.seen);
+        if answer.nobody && !wanted.layers.is_empty() {
+            let gathering = if answer.settling { " (its scheduler has just started)" } else { "" };
+            return Ok(Some(format!("in cluster {name} {}{gathering}", wanted.scope.missing())));
+        }
+        Ok(None)
+    }
+
+    async fn scheduler(&self, cluster: i64) -> Result<Option<String>, DbError> {
+        let alive = self.manager.alive(Kind::Scheduler).await?;
+        Ok(alive.into_iter().find(|row| row.cluster_id == cluster).map(|row| row.address))
+    }
+
+    fn count(&self, before: &[Placement], changed: &[Placement]) {
+        let sum = |rows: &mut dyn Iterator<Item = &Placement>| rows.map(|row| row.bytes_done).sum::<i64>();
+        let is_changed = |row: &Placement| changed.iter().any(|c| c.peer == row.peer && c.layer == row.layer);
+        let more = sum(&mut changed.iter()) - sum(&mut before.iter().filter(|row| is_changed(row)));
+        self.manager.metrics.placed_bytes.inc_by(u64::try_from(more).unwrap_or(0));
+    }
+
+    /// Done when every placement is; failed when nothing is left to wait for and one has failed.
+    async fn outcome(&self, job: i64) -> Result<Step, DbError> {
+        let rows = self.manager.db.placements(job).await?;
+        let of = |state| rows.iter().filter(move |row| row.state == state);
+        if of(PlacementState::Done).count() == rows.len() {
+            return Ok(Step::Ended);
+        }
+        if of(PlacementState::Done).count() + of(PlacementState::Failed).count() < rows.len() {
+            return Ok(Step::UnderWay);
+        }
+        let failed: HashSet<&str> = of(PlacementState::Failed).map(|row| row.peer.as_str()).collect();
+        let peers: HashSet<&str> = rows.iter().map(|row| row.peer.as_str()).collect();
+        let first = of(PlacementState::Failed).next();
+        let why = first.map(|row| format!("{}: {}", row.peer, row.error)).unwrap_or_default();
+        Ok(Step::Fails(format!("{} of {} peers failed; {why}", failed.len(), peers.len())))
+    }
+
+    /// Who keeps a job from its end.
+    async fn unfinished(&self, job: i64) -> Result<String, DbError> {
+        let rows = self.manager.db.placements(job).await?;
+        let row = rows.iter().find(|row| row.state != PlacementState::Done);
+        Ok(row.map_or_else(
+            || "nothing is placed yet".to_owned(),
+            |row| match row.error.is_empty() {
+                true => format!("peer {} is still fetching, or away", row.peer),
+                false => format!("peer {}: {}", row.peer, row.error),
+            },
+        ))
+    }
+
+    async fn end(&self, job: &job::Model, state: JobState, note: &str) -> Result<(), DbError> {
+        tracing::info!(job = job.id, ?state, note, "a job has ended");
+        self.manager.db.end_job(job.id, state, note, Timestamp::now()).await?;
+        let clusters: Vec<i64> = serde_json::from_str(&job.clusters).unwrap_or_default();
+        for cluster in clusters {
+            if let Some(scheduler) = self.scheduler(cluster).await? {
+                let image = Sha256Digest([0; 32]);
+                let (job, created_at, scope) = (job.id, job.created_at, super::Scope::SingleSeed);
+                let wanted = Wanted { job, created_at, cluster, image, layers: &[], scope };
+                self.schedulers.end(&scheduler, &wanted).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn note(&self, job: i64, driver: &mut Driver, note: &str) -> Result<(), DbError> {
+        if driver.note != note {
+            note.clone_into(&mut driver.note);
+            self.manager.db.note(job, note, Timestamp::now()).await?;
+        }
+        Ok(())
+    }
+}

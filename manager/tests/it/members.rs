@@ -1,0 +1,115 @@
+//! Who keeps alive, who is silent, who asks.
+
+use std::net::SocketAddr;
+
+use d7y_proto::manager::manager_client::ManagerClient;
+use d7y_proto::manager::member_message::Message;
+use d7y_proto::manager::{
+    DiscoverRequest, Discovery, Kind, ManagerMessage, MemberMessage, Peer, Peers, Register, Role,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status, Streaming};
+
+use crate::manager::{INTERVAL, Manager};
+
+struct Member {
+    say: mpsc::Sender<MemberMessage>,
+    heard: Streaming<ManagerMessage>,
+}
+
+impl Member {
+    async fn join(grpc: SocketAddr, kind: Kind, name: &str, cluster: &str) -> Result<Self, Status> {
+        let mut client = connect(grpc).await;
+        let (say, said) = mpsc::channel(8);
+        let register = Register {
+            kind: kind.into(),
+            name: name.into(),
+            cluster: cluster.into(),
+            address: "0.0.0.0:4000".into(),
+            version: "1".into(),
+        };
+        say.send(MemberMessage { message: Some(Message::Register(register)) }).await.unwrap();
+        let mut heard = client.keep_alive(ReceiverStream::new(said)).await?.into_inner();
+        heard.message().await?;
+        Ok(Self { say, heard })
+    }
+
+    async fn say(&self, message: Message) {
+        self.say.send(MemberMessage { message: Some(message) }).await.unwrap();
+    }
+}
+
+async fn connect(grpc: SocketAddr) -> ManagerClient<Channel> {
+    ManagerClient::new(Endpoint::from_shared(format!("http://{grpc}")).unwrap().connect().await.unwrap())
+}
+
+async fn discover(grpc: SocketAddr, cluster: &str) -> Result<Discovery, Status> {
+    let mut client = connect(grpc).await;
+    let request = DiscoverRequest { cluster: cluster.into(), ..DiscoverRequest::default() };
+    client.discover(request).await.map(tonic::Response::into_inner)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_silent_or_gone_leaves_every_view() {
+    let directory = tempfile::tempdir().unwrap();
+    let manager = Manager::start(directory.path()).await;
+    let grpc = manager.running.grpc;
+    let scheduler = Member::join(grpc, Kind::Scheduler, "s1", "").await.unwrap();
+    let seed = Member::join(grpc, Kind::Seed, "seed", "").await.unwrap();
+    let peer =
+        |name: &str| Peer { name: name.into(), role: Role::Node.into(), address: "10.0.0.1:4000".into() };
+    scheduler.say(Message::Peers(Peers { peers: vec![peer("n1"), peer("n2")] })).await;
+    let peers = manager.wait("/api/v1/peers", |peers| peers[1]["host_name"] == "n2").await;
+    assert_eq!(peers[0]["ip"], "10.0.0.1");
+    let found = discover(grpc, "default").await.unwrap();
+    assert_eq!(
+        (found.schedulers, found.seeds),
+        (vec!["127.0.0.1:4000".into()], vec!["127.0.0.1:4000".into()])
+    );
+
+    // The seed's process dies: its stream ends. The scheduler hangs: its stream stays and nothing comes.
+    drop(seed);
+    let none = |list: &serde_json::Value| *list == serde_json::json!([]);
+    manager.wait("/api/v1/seed-peers", none).await;
+    let began = std::time::Instant::now();
+    for view in ["/api/v1/schedulers", "/api/v1/peers"] {
+        manager.wait(view, none).await;
+    }
+    assert!(began.elapsed() < INTERVAL * 20, "three intervals, and some for a loaded machine");
+    let found = discover(grpc, "").await.unwrap();
+    assert!(found.schedulers.is_empty() && found.seeds.is_empty());
+    drop(scheduler);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clusters_do_not_mix_and_unknown_ones_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let manager = Manager::start(directory.path()).await;
+    let grpc = manager.running.grpc;
+    manager.post("/api/v1/clusters", &serde_json::json!({ "name": "prod" })).await;
+    let refused = Member::join(grpc, Kind::Seed, "seed", "test").await.map(drop).unwrap_err();
+    assert_eq!(refused.code(), Code::NotFound);
+    assert!(refused.message().contains("no cluster \"test\""), "{refused}");
+    assert_eq!(discover(grpc, "test").await.unwrap_err().code(), Code::NotFound);
+    let _prod = Member::join(grpc, Kind::Seed, "seed", "prod").await.unwrap();
+    assert_eq!(discover(grpc, "prod").await.unwrap().seeds.len(), 1);
+    assert!(discover(grpc, "").await.unwrap().seeds.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_stream_of_the_same_member_is_not_silenced_by_the_older() {
+    let directory = tempfile::tempdir().unwrap();
+    let manager = Manager::start(directory.path()).await;
+    let older = Member::join(manager.running.grpc, Kind::Seed, "seed", "").await.unwrap();
+    let mut newer = Member::join(manager.running.grpc, Kind::Seed, "seed", "").await.unwrap();
+    drop(older);
+    for _ in 0..10 {
+        newer.say(Message::Beat(d7y_proto::manager::Beat {})).await;
+        assert_eq!(manager.get("/api/v1/seed-peers").await.as_array().unwrap().len(), 1);
+        tokio::time::sleep(INTERVAL / 4).await;
+    }
+    manager.stop().await;
+    assert!(newer.heard.message().await.is_err(), "the manager says that it stops");
+}

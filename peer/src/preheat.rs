@@ -1,0 +1,318 @@
+//! Whole layers on this peer's disk because the scheduler says so, before anybody reads them.
+//!
+//! One task takes the scheduler's orders; each job has a task of its own, which opens every layer as a reader would and
+//! wants what is missing in the background lane. How far it is goes to the scheduler, now and then and at the end. An
+//! order for a job that is under way is a question how far it is. Nothing is remembered over a restart: the scheduler
+//! gives its orders again, and what is on disk by then is done.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use d7y_chassis::tasks::{OnEnd, Tasks};
+use d7y_proto::scheduler::{LayerProgress, Preheat, PreheatState};
+use d7y_store::{Layer, Staging};
+use d7y_transfer::FailureCode;
+use d7y_types::LayerRef;
+use futures_util::stream::{self, StreamExt};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Role;
+use crate::directory::Order;
+use crate::failure::OpenFailure;
+use crate::layers::{Asker, Layers, Open};
+use crate::news::News;
+use crate::openings::{Outcome, Progress};
+
+/// Orders that wait.
+pub const ORDER_QUEUE: usize = 64;
+/// Jobs at once; the scheduler has as many for the whole cluster.
+const MAX_JOBS: usize = 1024;
+/// Layers of one job under way at once; the origin has a limit of its own.
+const LAYERS_AT_ONCE: usize = 4;
+/// How often progress is told at most.
+const TELL_EVERY: Duration = Duration::from_millis(300);
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_MOST: Duration = Duration::from_secs(5);
+
+/// What preheating works with.
+pub struct Preheater {
+    role: Role,
+    layers: Arc<Layers>,
+    news: Arc<News>,
+    tasks: Tasks,
+    jobs: Mutex<HashMap<String, Arc<Job>>>,
+}
+
+/// A job under way.
+struct Job {
+    name: Arc<str>,
+    cancelled: CancellationToken,
+    /// What was told last of each layer.
+    told: Mutex<Vec<LayerProgress>>,
+}
+
+/// Why a layer is not here yet.
+enum Missing {
+    /// Nobody has to give up: it may be here after a while.
+    For(String),
+    /// Asking again will not help.
+    Ever(String),
+}
+
+impl Preheater {
+    pub fn new(role: Role, layers: &Arc<Layers>, news: &Arc<News>) -> Self {
+        let (layers, news) = (layers.clone(), news.clone());
+        Self { role, tasks: layers.tasks.clone(), layers, news, jobs: Mutex::default() }
+    }
+
+    /// Takes orders for as long as the peer runs.
+    pub async fn run(self: Arc<Self>, mut orders: mpsc::Receiver<Order>) {
+        while let Some(order) = orders.recv().await {
+            match order {
+                Order::Preheat(order) => self.begin(order),
+                Order::End(end) => {
+                    if let Some(job) = self.jobs.lock().remove(&end.job) {
+                        job.cancelled.cancel();
+                    }
+                }
+            }
+        }
+    }
+
+    fn begin(self: &Arc<Self>, order: Preheat) {
+        let parsed = order.layers.into_iter().map(d7y_proto::layer_from_wire).collect();
+        let Ok(layers): Result<Vec<LayerRef>, _> = parsed else {
+            tracing::warn!(job = order.job, "an order to preheat names a malformed layer and is dropped");
+            return;
+        };
+        let mut jobs = self.jobs.lock();
+        if let Some(job) = jobs.get(&order.job) {
+            return job.tell_again(&self.layers);
+        }
+        if jobs.len() >= MAX_JOBS {
+            tracing::warn!(job = order.job, "too many preheats are under way; the scheduler asks again");
+            return;
+        }
+        let told = (0..).zip(&layers).map(|(layer, _)| progress(layer, PreheatState::Fetching)).collect();
+        let (name, cancelled) = (Arc::from(order.job.as_str()), CancellationToken::new());
+        let job = Arc::new(Job { name, cancelled: cancelled.clone(), told: Mutex::new(told) });
+        jobs.insert(order.job, job.clone());
+        drop(jobs);
+        tracing::info!(job = &*job.name, layers = layers.len(), "preheating");
+        let (this, stopping) = (self.clone(), self.tasks.shutdown().stopping());
+        self.tasks.spawn("preheat", OnEnd::Expected, async move {
+            let all = this.fetch_all(&job, layers);
+            tokio::select! {
+                () = all => {}
+                () = cancelled.cancelled() => {}
+                () = stopping.cancelled() => {}
+            }
+            this.jobs.lock().remove(&*job.name);
+            Ok::<_, Infallible>(())
+        });
+    }
+
+    async fn fetch_all(&self, job: &Job, layers: Vec<LayerRef>) {
+        let layers = stream::iter((0..).zip(layers));
+        let fetches = layers.map(|(number, layer)| async move {
+            let teller = Teller { job, number, layers: &self.layers };
+            self.fetch(&layer, &teller).await;
+        });
+        fetches.buffer_unordered(LAYERS_AT_ONCE).collect::<()>().await;
+    }
+
+    /// Until the layer is here, or never will be.
+    async fn fetch(&self, layer: &LayerRef, teller: &Teller<'_>) {
+        let mut delay = RETRY_FIRST;
+        loop {
+            let why = match self.attempt(layer, teller).await {
+                Ok(total) => return teller.tell(PreheatState::Done, (total, total), ""),
+                Err(Missing::Ever(why)) => return teller.tell(PreheatState::Failed, (0, 0), &why),
+                Err(Missing::For(why)) => why,
+            };
+            tracing::debug!(layer = %layer.digest, why, "a layer to preheat is not here yet");
+            teller.tell(PreheatState::Fetching, teller.bytes(), &why);
+            tokio::time::sleep(delay).await;
+            delay = (delay * 2).min(RETRY_MOST);
+        }
+    }
+
+    /// Opens the layer and waits for all of it; returns how many bytes that are.
+    async fn attempt(&self, layer: &LayerRef, teller: &Teller<'_>) -> Result<u64, Missing> {
+        let ready = match self.layers.open(layer, Asker::Local).await.map_err(Missing::from)? {
+            Open::Ready(ready) => ready,
+            Open::Following(progress) => follow(progress, teller).await?,
+        };
+        self.complete(&ready, teller).await
+    }
+
+    /// Wants what is missing, and waits for it.
+    async fn complete(&self, layer: &Arc<Layer>, teller: &Teller<'_>) -> Result<u64, Missing> {
+        let mut arrivals = self.news.follow(layer.pack());
+        self.recover(layer).await;
+        self.layers.fetcher.complete(layer.clone(), self.missing(layer)).await;
+        let patience = self.layers.config.origin_fallback_after;
+        let full_before = self.layers.metrics.store_full.get();
+        let mut advanced = Instant::now();
+        let mut before = 0;
+        loop {
+            let (done, total) = self.bytes(layer);
+            if done == total {
+                return Ok(total);
+            }
+            teller.tell(PreheatState::Fetching, (done, total), "");
+            if !self.layers.store.holds(layer) {
+                return Err(Missing::For("the layer was evicted from this peer's store".to_owned()));
+            }
+            if done > before {
+                (before, advanced) = (done, Instant::now());
+            } else if advanced.elapsed() >= patience {
+                return Err(self.stalled(layer, full_before).await);
+            }
+            // Whatever arrives, a look now and then is enough.
+            let _ = tokio::time::timeout(patience.min(Duration::from_secs(1)), arrivals.recv()).await;
+            tokio::time::sleep(TELL_EVERY).await;
+            arrivals = arrivals.resubscribe();
+        }
+    }
+
+    /// Nothing has come for long: the disk does not take it, or nobody has it any more.
+    async fn stalled(&self, layer: &Arc<Layer>, full_before: u64) -> Missing {
+        if self.layers.metrics.store_full.get() > full_before {
+            let why = "this peer's store is full; raise store.limit, or preheat fewer images";
+            return Missing::Ever(why.to_owned());
+        }
+        match self.layers.ingester.refill(layer, &self.layers.fetcher).await {
+            Ok(()) => Missing::For("no peer has what is missing; it was read from the origin".to_owned()),
+            Err(failure) => Missing::from(failure),
+        }
+    }
+
+    /// What lies here as a frame, or from an earlier boot, needs no network.
+    async fn recover(&self, layer: &Arc<Layer>) {
+        let (role, layer, store) = (self.role, layer.clone(), self.layers.store.clone());
+        let recover = move || {
+            let here = (0..layer.chunks().len() as u32).filter(|number| layer.may_be_here(*number));
+            for number in here {
+                // What cannot be recovered is fetched like all else.
+                match role {
+                    Role::Seed => drop(layer.confirm(number)),
+                    Role::Node if layer.readable().get(number) => {}
+                    Role::Node => drop(store.recover(&layer, number)),
+                }
+            }
+        };
+        let _ = tokio::task::spawn_blocking(recover).await;
+    }
+
+    fn missing(&self, layer: &Layer) -> Vec<u32> {
+        (0..layer.chunks().len() as u32).filter(|number| !self.has(layer, *number)).collect()
+    }
+
+    /// Seeds pass frames on; nodes mount what is unpacked.
+    fn has(&self, layer: &Layer, number: u32) -> bool {
+        match self.role {
+            Role::Seed => layer.shareable().get(number),
+            Role::Node => layer.readable().get(number),
+        }
+    }
+
+    /// Of the layer as it is transferred: what is here, and all.
+    fn bytes(&self, layer: &Layer) -> (u64, u64) {
+        let sizes = (0u32..).zip(layer.chunks()).map(|(number, chunk)| {
+            let bytes = u64::from(chunk.frame_bytes);
+            (if self.has(layer, number) { bytes } else { 0 }, bytes)
+        });
+        sizes.fold((0, 0), |(done, total), (here, bytes)| (done + here, total + bytes))
+    }
+}
+
+/// Tells how far an opening is until its layer is here.
+async fn follow(mut progress: watch::Receiver<Progress>, teller: &Teller<'_>) -> Result<Arc<Layer>, Missing> {
+    loop {
+        let now = progress.borrow_and_update().clone();
+        match now.outcome {
+            Some(Outcome::Ready(ready)) => return Ok(ready),
+            Some(Outcome::Failed(failure)) => return Err(failure.into()),
+            None => {}
+        }
+        let staged = now.staging.as_deref().map_or(0, staged_bytes);
+        teller.tell(PreheatState::Fetching, (staged, 0), "");
+        if progress.changed().await.is_err() {
+            return Err(Missing::For("the peer is stopping".to_owned()));
+        }
+        // An ending is never waited out: it is looked at first.
+        if progress.borrow().outcome.is_none() {
+            let ended = progress.wait_for(|progress| progress.outcome.is_some());
+            let _ = tokio::time::timeout(TELL_EVERY, ended).await;
+        }
+    }
+}
+
+/// Chunks are staged in the order of the pack.
+fn staged_bytes(staging: &Staging) -> u64 {
+    let last = staging.len().checked_sub(1).and_then(|number| staging.chunk(number));
+    last.map_or(0, |(_, frame)| frame.offset + u64::from(frame.length))
+}
+
+/// Says how far one layer of a job is.
+struct Teller<'a> {
+    job: &'a Job,
+    number: u32,
+    layers: &'a Layers,
+}
+
+impl Teller<'_> {
+    fn tell(&self, state: PreheatState, (bytes_done, bytes_total): (u64, u64), error: &str) {
+        let now = LayerProgress {
+            bytes_done,
+            bytes_total,
+            error: error.to_owned(),
+            ..progress(self.number, state)
+        };
+        let mut told = self.job.told.lock();
+        let Some(before) = told.get_mut(self.number as usize).filter(|before| **before != now) else {
+            return;
+        };
+        *before = now.clone();
+        drop(told);
+        self.job.say(self.layers, now);
+    }
+
+    fn bytes(&self) -> (u64, u64) {
+        let told = self.job.told.lock();
+        told.get(self.number as usize).map_or((0, 0), |told| (told.bytes_done, told.bytes_total))
+    }
+}
+
+impl Job {
+    fn tell_again(&self, layers: &Layers) {
+        let told = self.told.lock().clone();
+        told.into_iter().for_each(|progress| self.say(layers, progress));
+    }
+
+    fn say(&self, layers: &Layers, progress: LayerProgress) {
+        layers.directory.preheat_progress(&self.name, progress);
+    }
+}
+
+fn progress(layer: u32, state: PreheatState) -> LayerProgress {
+    LayerProgress { layer, state: state.into(), ..LayerProgress::default() }
+}
+
+impl From<OpenFailure> for Missing {
+    fn from(failure: OpenFailure) -> Self {
+        match failure.code {
+            FailureCode::Unauthorized | FailureCode::NotFound | FailureCode::Corrupt => {
+                Self::Ever(failure.message)
+            }
+            FailureCode::Internal | FailureCode::Unavailable | FailureCode::Untrusted => {
+                Self::For(failure.message)
+            }
+        }
+    }
+}

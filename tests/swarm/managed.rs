@@ -1,0 +1,338 @@
+//! The same with a manager: peers know nobody but it, and it may be killed. Preheats end whatever else is killed.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use d7y_chassis::{HumanDuration, Secret, Shutdown, Tasks};
+use d7y_manager_client::ManagerConfig;
+use d7y_origin::testing::{FakeRegistry, Turn};
+use d7y_peer::{Config, Role};
+use d7y_types::LayerRef;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::layer::TestLayer;
+use crate::rig::{Cluster, Peer, runtime};
+
+const PASSWORD: &str = "correct horse battery";
+/// Leases, reconnects and retries add up; a test that waits this long has failed.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// A daemon in a runtime of its own: dropping that is as sudden as kill -9.
+struct Daemon {
+    addresses: Vec<SocketAddr>,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Daemon {
+    async fn run(start: impl Future<Output = Vec<SocketAddr>> + Send + 'static) -> Self {
+        let runtime = runtime();
+        let addresses = runtime.spawn(start).await.unwrap();
+        Self { addresses, runtime: Some(runtime) }
+    }
+
+    async fn kill(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            let ended = move || runtime.shutdown_timeout(Duration::from_secs(5));
+            tokio::task::spawn_blocking(ended).await.unwrap();
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Manager, scheduler, a seed and nodes, each of which can be killed and started again where it was.
+struct Site {
+    cluster: Cluster,
+    directory: tempfile::TempDir,
+    manager: Daemon,
+    scheduler: Daemon,
+    token: String,
+}
+
+fn any() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 0).into()
+}
+
+async fn manager(directory: PathBuf, rest: SocketAddr, grpc: SocketAddr) -> Daemon {
+    let listen = |listen| d7y_manager::ListenConfig { listen };
+    let mut config = d7y_manager::Config {
+        rest: listen(rest),
+        grpc: listen(grpc),
+        metrics: listen(any()),
+        directory,
+        initial_root_password: Secret::new(PASSWORD),
+        ..d7y_manager::Config::default()
+    };
+    config.keep_alive.interval = HumanDuration::from_millis(500);
+    config.discovery.refresh = HumanDuration::from_millis(100);
+    config.origin.docker_config = Some("/nonexistent".into());
+    let tasks = Tasks::new(Shutdown::new(config.shutdown.clone()));
+    Daemon::run(async move {
+        let running = d7y_manager::start(config, &tasks).await.expect("the manager starts");
+        vec![running.rest, running.grpc]
+    })
+    .await
+}
+
+async fn scheduler(manager: SocketAddr, listen: SocketAddr) -> Daemon {
+    let mut config = d7y_scheduler::Config::default();
+    config.server.listen = listen;
+    config.metrics.listen = any();
+    config.settle = HumanDuration::from_millis(0);
+    config.name = "scheduler".into();
+    config.manager = at(manager);
+    let tasks = Tasks::new(Shutdown::new(config.shutdown.clone()));
+    Daemon::run(async move {
+        vec![d7y_scheduler::run(config, &tasks).await.expect("the scheduler starts").server]
+    })
+    .await
+}
+
+fn at(manager: SocketAddr) -> ManagerConfig {
+    ManagerConfig { address: manager.to_string(), cluster: String::new() }
+}
+
+impl Site {
+    async fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let manager = manager(directory.path().to_owned(), any(), any()).await;
+        let scheduler = scheduler(manager.addresses[1], any()).await;
+        let mut site = Self { cluster: Cluster::new(), directory, manager, scheduler, token: String::new() };
+        let login = base64(&format!("root:{PASSWORD}"));
+        site.token = format!("Basic {login}");
+        let name = json!({ "name": "test" });
+        let made = site.ask("POST", "/api/v1/personal-access-tokens", &name).await;
+        site.token = format!("Bearer {}", made["token"].as_str().unwrap());
+        site
+    }
+
+    async fn join(&self, name: &str, role: Role) -> Peer {
+        let peer = self.start(name, role).await;
+        peer.wait_for_scheduler().await;
+        peer
+    }
+
+    async fn start(&self, name: &str, role: Role) -> Peer {
+        let manager = at(self.manager.addresses[1]);
+        let managed = move |config: &mut Config| {
+            config.standalone = false;
+            config.manager = manager;
+            config.role = role;
+            config.fetch.background = false;
+            config.fetch.origin_fallback_after = HumanDuration::from_secs(8);
+            config.origin.timeouts.idle = Duration::from_millis(500);
+            config.origin.retry.max_delay = Duration::from_millis(500);
+        };
+        self.cluster.start_with(name, &[], managed).await
+    }
+
+    async fn restart_manager(&mut self) {
+        self.manager.kill().await;
+        let [rest, grpc] = self.manager.addresses[..] else { panic!("two addresses") };
+        self.manager = manager(self.directory.path().to_owned(), rest, grpc).await;
+    }
+
+    async fn restart_scheduler(&mut self) {
+        self.scheduler.kill().await;
+        self.scheduler = scheduler(self.manager.addresses[1], self.scheduler.addresses[0]).await;
+    }
+
+    async fn preheat(&self, image: &str, scope: &str) -> i64 {
+        let args = json!({ "type": "image", "url": image, "scope": scope });
+        let job = self.ask("POST", "/api/v1/jobs", &json!({ "type": "preheat", "args": args })).await;
+        job["id"].as_i64().unwrap()
+    }
+
+    async fn job(&self, id: i64) -> Value {
+        self.ask("GET", &format!("/api/v1/jobs/{id}"), &Value::Null).await
+    }
+
+    async fn wait(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = self.ask("GET", path, &Value::Null).await;
+            if wanted(&answer) {
+                return answer;
+            }
+            assert!(Instant::now() < deadline, "{path} is still {answer}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn wait_for_job(&self, id: i64) -> Value {
+        self.wait(&format!("/api/v1/jobs/{id}"), |job| job["state"] != "PENDING").await
+    }
+
+    async fn ask(&self, method: &str, path: &str, body: &Value) -> Value {
+        let (body, token) = (body.to_string(), &self.token);
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: d7y\r\nConnection: close\r\nAuthorization: {token}\r\n\
+             Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+        let mut socket = tokio::net::TcpStream::connect(self.manager.addresses[0]).await.unwrap();
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200"), "{method} {path}: {answer}");
+        serde_json::from_str(body).unwrap()
+    }
+}
+
+fn base64(text: &str) -> String {
+    const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    text.as_bytes()
+        .chunks(3)
+        .flat_map(|part| {
+            let bits = (0..3).fold(0u32, |bits, n| bits << 8 | u32::from(part.get(n).copied().unwrap_or(0)));
+            let letter = move |n: usize| match n <= part.len() {
+                true => char::from(LETTERS[(bits >> (18 - 6 * n) & 63) as usize]),
+                false => '=',
+            };
+            (0..4).map(letter)
+        })
+        .collect()
+}
+
+/// An image of two layers in the registry.
+fn image(registry: &FakeRegistry) -> (String, Vec<(LayerRef, TestLayer)>) {
+    let layers: Vec<_> = [TestLayer::random(40, 50_000), TestLayer::random(20, 30_000)]
+        .into_iter()
+        .map(|layer| (layer.push(registry), layer))
+        .collect();
+    let references: Vec<_> = layers.iter().map(|(reference, _)| reference.clone()).collect();
+    registry.add_image("app", "1", &references);
+    (format!("{}/app:1", registry.host()), layers)
+}
+
+fn layer_requests(registry: &FakeRegistry, layers: &[(LayerRef, TestLayer)]) -> usize {
+    let seen = registry.seen();
+    let of_layers =
+        |target: &str| layers.iter().any(|(layer, _)| target.ends_with(&layer.digest.to_string()));
+    seen.iter().filter(|seen| of_layers(&seen.target)).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_find_each_other_through_the_manager_and_do_not_notice_its_death() {
+    let registry = FakeRegistry::start().await;
+    let (known, new) = (TestLayer::random(20, 50_000), TestLayer::random(21, 50_000));
+    let (known_reference, new_reference) = (known.push(&registry), new.push(&registry));
+    let mut site = Site::new().await;
+    let seed = site.join("seed", Role::Seed).await;
+    let one = site.join("one", Role::Node).await;
+    site.wait("/api/v1/peers", |peers| peers.as_array().unwrap().len() == 2).await;
+    site.wait("/api/v1/seed-peers", |seeds| seeds[0]["host_name"] == "seed").await;
+    one.assert_reads(&known_reference, &known).await;
+    assert!(seed.metric("d7y_peer_uploaded_bytes_total").await > 0.0, "the node took it from the seed");
+
+    site.manager.kill().await;
+    one.assert_reads(&new_reference, &new).await;
+    one.stop().await;
+    let again = site.join("one", Role::Node).await;
+    again.assert_reads(&new_reference, &new).await;
+    assert_eq!(crate::blob_requests(&registry), 2, "each layer once, by the seed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preheated_image_needs_nobody_any_more() {
+    let registry = FakeRegistry::start().await;
+    let (name, layers) = image(&registry);
+    let site = Site::new().await;
+    let seed = site.join("seed", Role::Seed).await;
+    let (one, two) = (site.join("one", Role::Node).await, site.join("two", Role::Node).await);
+    let job = site.preheat(&name, "all-peers").await;
+    let ended = site.wait_for_job(job).await;
+    assert_eq!(ended["state"], "SUCCESS", "{ended}");
+    let placements = ended["progress"]["placements"].as_array().unwrap();
+    assert_eq!(placements.len(), 3 * 2, "two layers on a seed and two nodes: {placements:?}");
+    for placement in placements {
+        assert_eq!(placement["state"], "done");
+        assert!(placement["bytes_total"].as_i64().unwrap() > 0, "{placement}");
+        assert_eq!(placement["bytes_done"], placement["bytes_total"]);
+    }
+    assert_eq!(layer_requests(&registry, &layers), 2, "each layer once");
+    drop(registry);
+    seed.kill();
+    for node in [&one, &two] {
+        for (reference, layer) in &layers {
+            node.assert_reads(reference, layer).await;
+        }
+    }
+    let again = site.preheat(&name, "all-peers").await;
+    let failed = site.wait_for_job(again).await;
+    assert_eq!(failed["state"], "FAILURE");
+    assert!(failed["note"].as_str().unwrap().contains("cannot be reached"), "{}", failed["note"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preheat_ends_whoever_is_killed_meanwhile() {
+    let registry = FakeRegistry::start().await;
+    let (name, layers) = image(&registry);
+    let mut site = Site::new().await;
+    let seed = site.join("seed", Role::Seed).await;
+    let one = site.join("one", Role::Node).await;
+    // No layer comes to its end before everybody has died once. The config is read first, so it must come.
+    registry.then([Turn::Serve]);
+    registry.always(Turn::Stall(5000));
+    let job = site.preheat(&name, "all-peers").await;
+    let path = format!("/api/v1/jobs/{job}");
+    let under_way = |job: &Value| {
+        let placements = job["progress"]["placements"].as_array().cloned().unwrap_or_default();
+        placements.len() == 4 && placements.iter().all(|placement| placement["state"] == "fetching")
+    };
+    site.wait(&path, under_way).await;
+
+    site.restart_manager().await;
+    assert_eq!(site.job(job).await["state"], "PENDING");
+    site.restart_scheduler().await;
+    seed.kill();
+    drop(seed);
+    let waits = |job: &Value| {
+        let placements = job["progress"]["placements"].as_array().unwrap();
+        placements.iter().any(|placement| placement["peer"] == "seed" && placement["state"] == "waiting")
+    };
+    let missing = site.wait(&path, waits).await;
+    assert_eq!(missing["state"], "PENDING", "it waits for the seed");
+    let _seed = site.join("seed", Role::Seed).await;
+    site.wait(&path, under_way).await;
+    registry.always(Turn::Serve);
+    let ended = site.wait_for_job(job).await;
+    assert_eq!(ended["state"], "SUCCESS", "{ended}");
+    drop(registry);
+    for (reference, layer) in &layers {
+        one.assert_reads(reference, layer).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scopes_name_their_peers_and_an_empty_one_says_what_to_do() {
+    let registry = FakeRegistry::start().await;
+    let (name, _) = image(&registry);
+    let site = Site::new().await;
+    let _one = site.join("one", Role::Node).await;
+    let _two = site.join("two", Role::Node).await;
+    let none = site.preheat(&name, "single-seed").await;
+    let share = site.preheat(&name, "50%").await;
+    let peers = |job: &Value| {
+        let placements = job["progress"]["placements"].as_array().unwrap().clone();
+        let mut peers: Vec<_> =
+            placements.iter().map(|row| row["peer"].as_str().unwrap().to_owned()).collect();
+        peers.dedup();
+        peers
+    };
+    let ended = site.wait_for_job(share).await;
+    assert_eq!((ended["state"].as_str(), peers(&ended).len()), (Some("SUCCESS"), 1), "{ended}");
+    let failed = site.wait_for_job(none).await;
+    assert_eq!(failed["state"], "FAILURE");
+    let note = failed["note"].as_str().unwrap();
+    assert!(note.contains("no seed peer is connected; start d7y-peer with role: seed"), "{note}");
+}
