@@ -10,7 +10,7 @@ use d7y_fuse::mounts::{self, DeviceReads, ErofsSource, MountError};
 use d7y_image::{
     LayerIndex, NodeId, NodeKind, ReadError, Tree, WriteError, layer_tree, read_bootstrap, write_bootstrap,
 };
-use d7y_peer_client::LocalClient;
+use d7y_peer_client::{Link, LocalClient};
 use d7y_proto::local::Reason;
 use d7y_types::{LayerRef, Sha256Digest};
 use futures_util::future::try_join_all;
@@ -156,8 +156,14 @@ impl Layers {
             Driver::Erofs => backing,
             Driver::Fuse => Backing::Served,
         };
-        let slots: Vec<_> = chain.iter().map(|layer| self.slot_of(layer)).collect();
         let peer = &self.parts.peer;
+        // Without a peer, what is mounted still serves: what is on the node is read, and for the rest readers wait.
+        if *peer.link().borrow() == Link::Down
+            && let Some(mounted) = self.mounted_already(chain)
+        {
+            return Ok(mounted);
+        }
+        let slots: Vec<_> = chain.iter().map(|layer| self.slot_of(layer)).collect();
         let mut steps =
             try_join_all(slots.iter().flatten().map(|slot| wait_for_index(slot, peer, deadline))).await?;
         self.pins.add(slots.iter().flatten().map(|slot| slot.layer.digest));
@@ -182,9 +188,30 @@ impl Layers {
                 (ChainLayer::Remote(_), None) => unreachable!("every remote layer has a slot"),
             }
         }
-        let mut seen = HashSet::new();
-        paths.retain(|path| seen.insert(path.clone()));
-        Ok(Mounted { lowers: paths, steps, _leases: leases })
+        Ok(Mounted { lowers: without_repeats(paths), steps, _leases: leases })
+    }
+
+    /// A chain of which every layer stands already, on whatever.
+    fn mounted_already(&self, chain: &[ChainLayer]) -> Option<Mounted> {
+        let (mut paths, mut leases) = (Vec::new(), Vec::new());
+        for layer in chain {
+            let remote = match layer {
+                ChainLayer::Directory(path) => {
+                    paths.push(path.clone());
+                    continue;
+                }
+                ChainLayer::Remote(remote) => remote,
+            };
+            let (entry, path) = [Backing::Direct, Backing::Served].into_iter().find_map(|backing| {
+                let key = *self.decided.lock().get(&(remote.layer.digest, remote.chain_id, backing))?;
+                let entry = self.entries.lock().get(&key).cloned()?;
+                let path = entry.0.try_lock()?.as_ref()?.path.clone();
+                Some((entry, path))
+            })?;
+            paths.push(path);
+            leases.push(entry);
+        }
+        Some(Mounted { lowers: without_repeats(paths), steps: Vec::new(), _leases: leases })
     }
 
     /// `lowers` are the mounted layers below, the nearest first.
@@ -458,6 +485,13 @@ impl Layers {
         let slot = slots.entry(layer.digest).or_insert_with(|| Arc::new(DeviceSlot::new(layer.clone())));
         Arc::clone(slot)
     }
+}
+
+/// overlayfs takes no directory twice; the topmost place counts.
+fn without_repeats(mut paths: Vec<PathBuf>) -> Vec<PathBuf> {
+    let mut seen = HashSet::new();
+    paths.retain(|path| seen.insert(path.clone()));
+    paths
 }
 
 /// The names of the regular files that hold bytes at these offsets of the device.

@@ -253,6 +253,20 @@ async fn both_may_die_and_new_containers_run() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_dead_peer_keeps_no_container_from_what_is_mounted() {
+    for driver in DRIVERS {
+        let mut setting = Setting::new(driver, &["startDeadline=20s"]).await;
+        let root = setting.run("c1").await;
+        blocking(move || check_files(&root)).await;
+        setting.peer_process.take().unwrap().stop().await;
+        let began = Instant::now();
+        let second = setting.run_on("c2", &setting.chain_ids[4].to_string()).await;
+        assert!(began.elapsed() < Duration::from_secs(10), "the start waited for the peer");
+        blocking(move || check_files(&second)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_no_container_uses_is_unmounted_and_may_be_evicted() {
     for driver in DRIVERS {
         let setting = Setting::new(driver, &[]).await;

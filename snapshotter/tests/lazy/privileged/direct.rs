@@ -83,7 +83,7 @@ async fn direct_mounts_outlive_the_snapshotter_and_are_shared_and_swept() {
         setting.remove("c3").await;
         clean_up(&socket).await;
         assert_eq!(setting.node.layers_mounted(), 0, "{driver}");
-        setting.peer.pinned.subscribe().wait_for(|pinned| pinned.is_empty()).await.unwrap();
+        wait_until(&setting.peer.pinned, "the pins to go", |pinned| pinned.is_empty()).await;
     }
 }
 
@@ -99,7 +99,10 @@ async fn a_layer_that_is_evicted_under_a_direct_mount_stays_readable() {
     setting.peer_process.take().unwrap().stop().await;
     image().into_iter().for_each(|built| setting.peer.keep(built));
     setting.peer.keep(build_with(&top(), &options));
+    let parked = *setting.peer.parked.borrow();
     setting.peer_process = Some(setting.peer.start(&setting.node.peer_socket()));
+    // Until the snapshotter has found the new peer, what is mounted serves on.
+    wait_until(&setting.peer.parked, "the new peer to be found", |now| *now > parked).await;
     let third = setting.run_on("c3", &setting.top()).await;
     for root in [second, third] {
         blocking(move || check_files(&root)).await;
