@@ -217,7 +217,8 @@ impl Snapshotter {
         remotes.collect()
     }
 
-    /// A directory is made after its row, and numbers are never used twice: one without a row is garbage.
+    /// A directory is made after its row, and numbers are never used twice: one without a row is garbage. One that cannot
+    /// be deleted does not keep the others.
     fn delete_garbage(&self) -> Result<(), SnapshotError> {
         let directory = self.place.snapshots();
         let entries = fs::read_dir(&directory).map_err(SnapshotError::file(&directory))?;
@@ -225,11 +226,12 @@ impl Snapshotter {
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok().map(SnapshotId))
             .collect();
         let alive: HashSet<_> = self.store.list(&Filters::default()).iter().map(|row| row.id).collect();
+        let mut deleted = Ok(());
         for id in found.into_iter().filter(|id| !alive.contains(id)) {
             let path = self.place.snapshot(id);
-            fs::remove_dir_all(&path).map_err(SnapshotError::file(&path))?;
+            deleted = deleted.and(fs::remove_dir_all(&path).map_err(SnapshotError::file(&path)));
         }
-        Ok(())
+        deleted
     }
 
     pub(crate) fn parents(&self, parent: &str) -> Result<Chained, SnapshotError> {
