@@ -8,6 +8,7 @@ mod containerd;
 mod doctor;
 mod http;
 mod metrics_reference;
+mod preheat;
 mod why;
 
 use std::process::ExitCode;
@@ -33,6 +34,8 @@ enum Command {
     MetricsReference,
     /// Check whether this node can start containers through d7y, and say how to mend what it cannot
     Doctor(doctor::Args),
+    /// Put images on the disks of a cluster's peers before anybody starts them
+    Preheat(preheat::Args),
     /// Show why containers took as long to start as they did
     Why(why::Args),
 }
@@ -43,6 +46,7 @@ pub fn main() -> ExitCode {
         Command::ConfigReference => config_reference::run(),
         Command::Doctor(args) => doctor::run(&args),
         Command::MetricsReference => metrics_reference::run(),
+        Command::Preheat(args) => preheat::run(&args),
         Command::Why(args) => why::run(&args),
     };
     done.unwrap_or_else(|error| {

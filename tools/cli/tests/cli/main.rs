@@ -4,6 +4,7 @@
 mod containerd;
 mod doctor;
 mod installed;
+mod preheat;
 mod program;
 mod reference;
 mod units;

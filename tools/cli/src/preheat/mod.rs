@@ -1,0 +1,125 @@
+//! `d7y preheat`: images on the disks of a cluster's peers before anybody starts them.
+//!
+//! The manager does the work; this asks for it, follows it, and says how it ended. Killing this command ends nothing.
+
+mod api;
+mod follow;
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use api::Api;
+
+const TOKEN: &str = "D7Y_TOKEN";
+
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Images by name, with tag or digest
+    #[arg(value_name = "IMAGE", required = true)]
+    images: Vec<String>,
+    /// Platform of the images, such as linux/arm64; the manager's own without it
+    #[arg(long, value_name = "OS/ARCH")]
+    platform: Option<String>,
+    /// Whose disks: single-seed, all-seeds, all-peers, or a share of the nodes such as 25%
+    #[arg(long, default_value = "single-seed")]
+    scope: String,
+    /// Wait until every image is where it should be; with --wait=false only start, and print the jobs' numbers
+    #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    wait: bool,
+    /// Give an image up after this long
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+    /// Name of the cluster; all clusters that have a scheduler without it
+    #[arg(long)]
+    cluster: Vec<String>,
+    /// The manager's REST address
+    #[arg(long, value_name = "HOST:PORT", env = "D7Y_MANAGER", default_value = "127.0.0.1:8080")]
+    manager: String,
+    /// File with a personal access token; D7Y_TOKEN holds the token itself
+    #[arg(long, value_name = "PATH")]
+    token_file: Option<PathBuf>,
+    /// User at the registry, for private images; with --password-stdin
+    #[arg(long, value_name = "NAME", requires = "password_stdin")]
+    username: Option<String>,
+    /// Read the registry's password from standard input
+    #[arg(long, requires = "username")]
+    password_stdin: bool,
+}
+
+/// An image and the job that brings it.
+struct Job {
+    image: String,
+    id: i64,
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let api = Api::new(&args.manager, token(args)?);
+    let login = login(args)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut jobs = Vec::new();
+        for image in &args.images {
+            let made = api.post("/api/v1/jobs", &request(args, image, login.as_deref())).await;
+            let made = made.with_context(|| format!("{image} cannot be preheated"))?;
+            let id = made["id"].as_i64().context("the manager's answer has no job number")?;
+            jobs.push(Job { image: image.clone(), id });
+        }
+        if !args.wait {
+            jobs.iter().for_each(|job| println!("{}\t{}", job.id, job.image));
+            return Ok(ExitCode::SUCCESS);
+        }
+        follow::to_the_end(&api, &jobs, args.timeout).await
+    })
+}
+
+fn request(args: &Args, image: &str, password: Option<&str>) -> Value {
+    json!({
+        "type": "preheat",
+        "args": {
+            "type": "image",
+            "url": image,
+            "platform": args.platform,
+            "scope": args.scope,
+            "timeout": u64::try_from(args.timeout.as_nanos()).unwrap_or(u64::MAX),
+            "username": args.username,
+            "password": password,
+        },
+        "clusters": args.cluster,
+    })
+}
+
+fn token(args: &Args) -> Result<String> {
+    let token = match &args.token_file {
+        Some(path) => {
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
+        }
+        None => std::env::var(TOKEN).unwrap_or_default(),
+    };
+    let token = token.trim().to_owned();
+    if token.is_empty() {
+        bail!(
+            "a personal access token is needed: --token-file or {TOKEN}; one is made with\n  \
+             curl -u root http://{}/api/v1/personal-access-tokens -H 'Content-Type: application/json' -d '{{\"name\":\"cli\"}}'",
+            args.manager
+        );
+    }
+    Ok(token)
+}
+
+fn login(args: &Args) -> Result<Option<String>> {
+    if !args.password_stdin {
+        return Ok(None);
+    }
+    let mut password = String::new();
+    std::io::stdin().read_to_string(&mut password).context("cannot read the password")?;
+    let password = password.trim_end_matches(['\r', '\n']).to_owned();
+    if password.is_empty() {
+        bail!("the password on standard input is empty");
+    }
+    Ok(Some(password))
+}
