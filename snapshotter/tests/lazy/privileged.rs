@@ -1,5 +1,6 @@
 mod direct;
 mod kept;
+mod swept;
 
 use std::collections::BTreeSet;
 use std::fs;
