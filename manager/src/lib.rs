@@ -34,6 +34,7 @@ use tonic::transport::server::TcpIncoming;
 pub use config::{Config, DiscoveryConfig, KeepAliveConfig, ListenConfig, SecretsConfig};
 use manager::{Manager, Settings};
 use members::Members;
+pub use metrics::described as described_metrics;
 
 pub const DAEMON: Daemon = Daemon {
     name: DaemonName::new("d7y-manager"),

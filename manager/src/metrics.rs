@@ -1,8 +1,10 @@
-use d7y_chassis::metrics::Registry;
+use d7y_chassis::metrics::{Described, Registry, registry};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+
+use crate::DAEMON;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct ByKind {
@@ -42,4 +44,11 @@ impl Metrics {
         );
         metrics
     }
+}
+
+/// All metrics of the daemon.
+pub fn described() -> Vec<Described> {
+    let mut registry = registry(DAEMON.name, DAEMON.version);
+    Metrics::register(&mut registry);
+    registry.described().to_vec()
 }

@@ -14,7 +14,7 @@ use super::place::{Schedulers, Seen, Wanted};
 use super::request::PreheatArgs;
 use super::resolve::chain;
 use crate::manager::Manager;
-use crate::metrics::ByState;
+use crate::metrics::{ByKind, ByState};
 
 /// How long a manager that was killed keeps others from its jobs.
 const LEASE: Duration = Duration::from_secs(6);
@@ -77,13 +77,23 @@ impl CarryOn {
                 Ok(jobs) => self.drive_all(jobs),
                 Err(error) => tracing::error!("cannot look for jobs: {}", chain(&error)),
             }
-            if let Ok(counts) = self.manager.db.count_jobs().await {
-                for (state, count) in counts {
-                    let count = i64::try_from(count).unwrap_or(i64::MAX);
-                    self.manager.metrics.jobs.get_or_create(&ByState { state }).set(count);
-                }
-            }
+            self.show().await;
             let _ = tokio::time::timeout(CLAIM_EVERY, self.manager.new_job.notified()).await;
+        }
+    }
+
+    /// Keeps the metrics true; what cannot be counted now is counted next time.
+    async fn show(&self) {
+        let Manager { db, metrics, .. } = &*self.manager;
+        for (state, count) in db.count_jobs().await.unwrap_or_default() {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            metrics.jobs.get_or_create(&ByState { state }).set(count);
+        }
+        for (kind, of) in [("scheduler", Kind::Scheduler), ("seed", Kind::Seed)] {
+            if let Ok(alive) = self.manager.alive(of).await {
+                let count = i64::try_from(alive.len()).unwrap_or(i64::MAX);
+                metrics.members.get_or_create(&ByKind { kind }).set(count);
+            }
         }
     }
 

@@ -15,11 +15,12 @@ labels appears once it has a value. `deploy/grafana/d7y.json` is a dashboard of 
 ";
 
 /// All metrics of all daemons.
-pub fn described() -> [(&'static str, Vec<Described>); 3] {
+pub fn described() -> [(&'static str, Vec<Described>); 4] {
     [
         (d7y_peer::DAEMON.name.as_str(), d7y_peer::described_metrics()),
         (d7y_snapshotter::DAEMON.name.as_str(), d7y_snapshotter::described_metrics()),
         (d7y_scheduler::DAEMON.name.as_str(), d7y_scheduler::described_metrics()),
+        (d7y_manager::DAEMON.name.as_str(), d7y_manager::described_metrics()),
     ]
 }
 

@@ -6,7 +6,8 @@ use std::process::{Command, Output};
 
 /// The highest exposure that `systemd-analyze security` may find, in tenths. The snapshotter mounts for containerd and so
 /// has no mount namespace of its own, which is most of what the others are sealed with.
-const EXPOSURE: [(&str, u32); 3] = [("d7y-peer", 22), ("d7y-scheduler", 13), ("d7y-snapshotter", 50)];
+const EXPOSURE: [(&str, u32); 4] =
+    [("d7y-peer", 22), ("d7y-scheduler", 13), ("d7y-manager", 13), ("d7y-snapshotter", 50)];
 
 fn deploy() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/systemd")
