@@ -98,9 +98,10 @@ pub struct IndexTrustConfig {
 #[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct FetchConfig {
-    /// Fetch the rest of a layer once nothing urgent is left to fetch.
+    /// Fetch the rest of a layer once nothing urgent is left to fetch. Seeds always do.
     pub background: bool,
-    /// A node whose cluster cannot give what it needs asks the origin itself after this long.
+    /// A node whose cluster shows no sign of giving what it needs for this long reads the origin itself. Where a scheduler
+    /// says who reads, and that is somebody else, it waits four times as long.
     pub origin_fallback_after: HumanDuration,
     /// zstd level of the packs built here, 1 to 19.
     pub zstd_level: i32,

@@ -158,3 +158,55 @@ fn failed(failure: OpenFailure) -> Opening {
 fn region(location: FrameLocation) -> Region {
     Region { file: location.file, offset: location.offset, length: location.length }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a follower named `asker` gets within a minute.
+    async fn followed(progress: watch::Receiver<Progress>, asker: &str) -> (usize, Option<Opening>) {
+        let (send, mut received) = mpsc::channel(FOLLOW_AHEAD);
+        let follower = Follower { asker: asker.into(), send: &send, sent: 0, staging: None, signs: 0 };
+        let outcome = tokio::time::timeout(WORKING_EVERY * 20, follower.follow(progress)).await.ok();
+        drop(send);
+        let mut signs = 0;
+        while let Some(Opening::Working) = received.recv().await {
+            signs += 1;
+        }
+        (signs, outcome)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn signs_of_life_are_passed_on_and_none_are_made_up() {
+        let (send, progress) = watch::channel(Progress::default());
+        let (signs, outcome) = followed(progress.clone(), "node").await;
+        assert_eq!((signs, outcome.is_none()), (0, true), "this peer only waits");
+
+        let work = async {
+            let mut every = tokio::time::interval(WORKING_EVERY);
+            loop {
+                every.tick().await;
+                send.send_modify(|progress| progress.signs += 1);
+            }
+        };
+        let (signs, _) = tokio::select! {
+            followed = followed(progress.clone(), "node") => followed,
+            () = work => unreachable!(),
+        };
+        // A tick at the very moment of a sign may see it or not.
+        assert!((10..=21).contains(&signs), "{signs} signs in 20 intervals");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_follows_a_peer_that_follows_it() {
+        let (send, progress) = watch::channel(Progress::default());
+        send.send_modify(|progress| progress.from = Some("one".into()));
+        let (_, outcome) = followed(progress.clone(), "one").await;
+        assert!(
+            matches!(outcome, Some(Opening::Failed { code: FailureCode::Unavailable, .. })),
+            "{outcome:?}"
+        );
+        let (_, outcome) = followed(progress, "two").await;
+        assert!(outcome.is_none(), "{outcome:?}");
+    }
+}

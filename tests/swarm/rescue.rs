@@ -35,20 +35,32 @@ async fn when_the_seed_stays_dead_one_node_reads_again_and_the_others_take_from_
     let (cluster, scheduler) = (Cluster::new(), Scheduler::start(any()).await);
     let seed = join_with(&cluster, scheduler.address, "seed", |config| config.role = Role::Seed).await;
     read(&seed, &reference).await;
+    let patient = |config: &mut Config| {
+        lazy(config);
+        config.fetch.origin_fallback_after = HumanDuration::from_millis(2500);
+        config.origin.timeouts.idle = Duration::from_secs(2);
+    };
     let mut nodes = Vec::new();
     for name in ["one", "two", "three"] {
-        let node = join_with(&cluster, scheduler.address, name, lazy).await;
+        let node = join_with(&cluster, scheduler.address, name, patient).await;
         node.client.open_layer(&reference, SOON).await.unwrap();
         nodes.push(node);
     }
     seed.crash().await;
+    // The read takes longer than the others need to come to the end of their patience.
+    registry.then([Turn::Stall(300_000)]);
     let [one, two, three] = &nodes[..] else { unreachable!() };
     tokio::join!(
         one.assert_reads(&reference, &layer),
         two.assert_reads(&reference, &layer),
         three.assert_reads(&reference, &layer)
     );
-    assert_eq!(blob_requests(&registry), 2, "the seed's read and one more");
+    let mut refills = 0.0;
+    for node in &nodes {
+        refills += node.metric("d7y_peer_origin_refills_total").await;
+    }
+    assert_eq!(refills, 1.0);
+    assert_eq!(blob_requests(&registry), 3, "the seed's read, and one more in two parts");
 }
 
 #[tokio::test(flavor = "multi_thread")]
