@@ -375,15 +375,21 @@ impl FetchLoop {
         let role = if parent.seed { ParentRole::Seed } else { ParentRole::Node };
         self.planner.add_parent(id, role);
         self.parents.insert(id, Connected { parent, client });
-        self.context.metrics.connected_parents.set(self.parents.len() as i64);
+        self.parents_changed();
         self.reconnect();
+    }
+
+    fn parents_changed(&self) {
+        let metrics = &self.context.metrics;
+        metrics.connected_parents.set(self.parents.len() as i64);
+        metrics.ledger.set_parents(self.parents.values().map(|connected| connected.parent));
     }
 
     fn lost(&mut self, parent: ParentId) {
         self.planner.remove_parent(parent);
         if let Some(gone) = self.parents.remove(&parent) {
             tracing::debug!(address = %gone.parent.address, "lost the connection to a parent");
-            self.context.metrics.connected_parents.set(self.parents.len() as i64);
+            self.parents_changed();
         }
     }
 
@@ -467,7 +473,10 @@ impl FetchLoop {
             let outcome = settle(&store, &layer, number, &frame);
             match outcome {
                 Outcome::Rejected => metrics.rejected(source),
-                _ => metrics.received_chunk(source, frame.len() as u64),
+                _ => {
+                    metrics.received_chunk(source, frame.len() as u64);
+                    metrics.ledger.received(layer.digest(), source, frame.len() as u64);
+                }
             }
             let _ = commands.blocking_send(Command::Settled { from: Some(parent), layer, number, outcome });
         });

@@ -84,6 +84,7 @@ impl Ingester {
         while let Some(part) = blob.next().await {
             if let Ok(bytes) = &part {
                 self.metrics.received(Source::origin, bytes.len() as u64);
+                self.metrics.ledger.received(layer.digest, Source::origin, bytes.len() as u64);
             }
             // The builder gave up: its error says why.
             if parts.send(part).await.is_err() {

@@ -13,6 +13,7 @@ mod failure;
 mod fetch;
 mod ingest;
 mod layers;
+mod ledger;
 mod local;
 mod metrics;
 mod news;
@@ -27,6 +28,7 @@ mod start;
 mod testing;
 mod trace;
 mod trust;
+pub mod view;
 
 pub use config::{Config, Role};
 pub use metrics::described as described_metrics;

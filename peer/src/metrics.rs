@@ -8,6 +8,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
+use crate::ledger::Ledger;
 use crate::start::DAEMON;
 
 /// Where bytes came from.
@@ -53,6 +54,8 @@ pub struct Metrics {
     pub scheduler_connected: Gauge,
     pub parked_descriptors: Gauge,
     pub store_bytes: Gauge<u64, AtomicU64>,
+    /// The same by layer, for `d7y status`.
+    pub ledger: Ledger,
     demand_wait: Option<Histogram>,
 }
 

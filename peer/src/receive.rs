@@ -153,6 +153,7 @@ impl Staged {
             }
         }
         self.metrics.received_chunk(Source::seed, bytes);
+        self.metrics.ledger.received(self.staging.reference().digest, Source::seed, bytes);
         self.previous = Some(chunk);
         Ok(())
     }

@@ -30,6 +30,7 @@ use crate::receive::Receiver;
 use crate::serve::Uploads;
 use crate::trace::Traces;
 use crate::trust::Trust;
+use crate::view;
 
 pub const DAEMON: Daemon = Daemon {
     name: DaemonName::new("d7y-peer"),
@@ -102,6 +103,7 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
         news: news.clone(),
         devices: config.role == Role::Node,
     };
+    let views = view::views(&config, &context, &directory);
     let (fetcher, fetch_loop) = Fetcher::new(context);
     let origin = Arc::new(Origin::new(config.origin.clone()).context("origin")?);
     let ingester = Ingester {
@@ -140,7 +142,7 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
     let service = LocalService { peer_id, layers, traces, tasks: tasks.clone(), parked, metrics };
     supervise(&tasks, "local server", d7y_peer_client::serve(local, Arc::new(service), stop));
     // Last: who asks whether the peer is healthy wants to use it.
-    metrics::serve(&tasks, observability, Arc::new(registry), health);
+    metrics::serve_views(&tasks, observability, Arc::new(registry), health, views);
     Ok(running)
 }
 

@@ -10,6 +10,7 @@
 mod announce;
 pub mod config;
 mod error;
+pub mod images;
 pub mod layers;
 pub mod meta;
 mod metrics;

@@ -23,6 +23,7 @@ use tonic::transport::Server;
 
 use crate::announce::Announcer;
 use crate::config::Config;
+use crate::images;
 use crate::layers::{
     Connection, FUSE_DESCRIPTOR, Failures, LayerFilesystem, Layers, LayersParts, Reader, Registry,
 };
@@ -76,7 +77,10 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<()> {
 
     let layers = Arc::clone(&snapshotter.layers);
     let (starts, named) = (Arc::clone(&snapshotter.starts), Arc::clone(&layers));
-    let views = Views::default().with("/starts", move || why::view(&starts, &named));
+    let (rows, mounted) = (Arc::clone(&snapshotter.store), Arc::clone(&layers));
+    let views = Views::default()
+        .with("/starts", move || why::view(&starts, &named))
+        .with("/images", move || images::view(&rows, &mounted));
     metrics::serve_views(&tasks, observability, Arc::new(registry), health, views);
     supervise(&tasks, "pins", {
         let (layers, peer) = (Arc::clone(&layers), peer.clone());

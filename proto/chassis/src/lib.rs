@@ -11,6 +11,7 @@ pub mod listen;
 pub mod metrics;
 pub mod notify;
 pub mod obstacle;
+pub mod recent;
 pub mod reload;
 pub mod shutdown;
 pub mod tasks;

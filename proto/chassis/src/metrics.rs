@@ -24,6 +24,7 @@ use tokio::sync::Semaphore;
 use crate::daemon::DaemonName;
 use crate::shutdown::Shutdown;
 use crate::tasks::{OnEnd, Tasks};
+use crate::telemetry;
 
 /// Connections served at once per listener: a few scrapers and probes; the rest wait in the backlog.
 const MAX_CONNECTIONS: usize = 64;
@@ -145,6 +146,7 @@ pub fn serve_views(
     health: Health,
     views: Views,
 ) {
+    let views = views.with("/events", || telemetry::recent().all());
     let (shutdown, tasks) = (tasks.shutdown().clone(), tasks.clone());
     let server = Arc::new(Server { registry, health, views, shutdown, tasks: tasks.clone() });
     for listener in listeners {

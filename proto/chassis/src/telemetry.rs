@@ -1,10 +1,14 @@
 use std::io::IsTerminal;
+use std::sync::LazyLock;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, fmt, reload};
 
 use crate::config::{Fault, Validate};
+use crate::recent::Recent;
 use crate::tasks;
 
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
@@ -50,38 +54,32 @@ pub enum TelemetryError {
 }
 
 /// Changes what is logged while the daemon runs.
-pub struct LogLevel(Box<dyn Fn(EnvFilter) -> bool + Send + Sync>);
+pub struct LogLevel(reload::Handle<EnvFilter, tracing_subscriber::Registry>);
 
 impl LogLevel {
     pub fn set(&self, level: &str) -> Result<(), TelemetryError> {
-        match (self.0)(parse(level)?) {
-            true => Ok(()),
-            false => Err(TelemetryError::Ended),
-        }
+        self.0.reload(parse(level)?).map_err(|_| TelemetryError::Ended)
     }
+}
+
+/// The last warnings and errors of this process; empty before [`init`].
+pub fn recent() -> &'static Recent {
+    static RECENT: LazyLock<Recent> = LazyLock::new(Recent::default);
+    &RECENT
 }
 
 /// Sends structured logs to standard error, and panics with the name of their task to the log.
 pub fn init(config: &LogConfig) -> Result<LogLevel, TelemetryError> {
-    let filter = parse(&config.level)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let (level, started) = match config.format {
-        LogFormat::Text => {
-            let builder = builder.with_ansi(std::io::stderr().is_terminal()).with_filter_reloading();
-            let handle = builder.reload_handle();
-            let level = LogLevel(Box::new(move |filter| handle.reload(filter).is_ok()));
-            (level, builder.try_init())
-        }
-        LogFormat::Json => {
-            let builder = builder.json().flatten_event(true).with_filter_reloading();
-            let handle = builder.reload_handle();
-            let level = LogLevel(Box::new(move |filter| handle.reload(filter).is_ok()));
-            (level, builder.try_init())
-        }
+    let (filter, level) = reload::Layer::new(parse(&config.level)?);
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = match config.format {
+        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    started.map_err(|_| TelemetryError::AlreadyStarted)?;
+    let subscriber = tracing_subscriber::registry().with(filter).with(lines).with(recent().clone());
+    subscriber.try_init().map_err(|_| TelemetryError::AlreadyStarted)?;
     std::panic::set_hook(Box::new(log_panic));
-    Ok(level)
+    Ok(LogLevel(level))
 }
 
 fn parse(level: &str) -> Result<EnvFilter, TelemetryError> {

@@ -455,6 +455,13 @@ impl Layers {
         }
     }
 
+    /// The layers that are mounted. Those that are being mounted or unmounted right now count as not.
+    pub fn mounted(&self) -> HashSet<Sha256Digest> {
+        let entries = self.entries.lock();
+        let is_mounted = |entry: &Entry| entry.0.try_lock().is_some_and(|state| state.is_some());
+        entries.iter().filter(|(_, entry)| is_mounted(entry)).map(|(key, _)| key.layer).collect()
+    }
+
     /// What the layer takes on this node's disk, in bytes, as far as it is known without asking the peer.
     pub fn stored_bytes(&self, layer: Sha256Digest) -> u64 {
         let device = self.slots.lock().get(&layer).and_then(|slot| slot.ready());

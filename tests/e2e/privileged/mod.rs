@@ -8,4 +8,5 @@ mod full;
 mod gone;
 mod killed;
 mod start;
+mod status;
 mod why;

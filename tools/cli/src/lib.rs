@@ -8,7 +8,9 @@ mod containerd;
 mod doctor;
 mod http;
 mod metrics_reference;
+mod output;
 mod preheat;
+mod status;
 mod why;
 
 use std::process::ExitCode;
@@ -36,6 +38,10 @@ enum Command {
     Doctor(doctor::Args),
     /// Put images on the disks of a cluster's peers before anybody starts them
     Preheat(preheat::Args),
+    /// Show what d7y knows about an image on this node
+    Image(status::ImageArgs),
+    /// Show this node at a glance: images, downloads, cache, errors
+    Status(status::NodeArgs),
     /// Show why containers took as long to start as they did
     Why(why::Args),
 }
@@ -47,6 +53,8 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(&args),
         Command::MetricsReference => metrics_reference::run(),
         Command::Preheat(args) => preheat::run(&args),
+        Command::Image(args) => status::image(&args),
+        Command::Status(args) => status::node(&args),
         Command::Why(args) => why::run(&args),
     };
     done.unwrap_or_else(|error| {

@@ -6,10 +6,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use bytesize::ByteSize;
-use clap::ValueEnum;
 use d7y_snapshotter::why::{StartView, StepView, WaitView};
 
 use crate::http;
+use crate::output::Output;
 
 /// Why the last starts took as long as they did
 ///
@@ -28,12 +28,6 @@ pub struct Args {
     /// Where this node's snapshotter serves its metrics (its key `metrics.listen`)
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:4004")]
     snapshotter: SocketAddr,
-}
-
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-enum Output {
-    Text,
-    Json,
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {

@@ -1,6 +1,6 @@
 //! Whether the node's daemons run, agree on their sockets, and are well.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 
 use tokio::net::UnixStream;
@@ -47,7 +47,7 @@ async fn socket(name: &'static str, unit: &str, path: &Path) -> Check {
 }
 
 async fn health(name: &'static str, unit: &str, address: SocketAddr) -> Check {
-    let address = reachable(address);
+    let address = http::reachable(address);
     match http::get(address, "/healthy").await {
         Ok(answer) if answer.status == 200 => Check::ok(name, format!("http://{address}/healthy says ok")),
         Ok(answer) => Check::failed(
@@ -60,13 +60,5 @@ async fn health(name: &'static str, unit: &str, address: SocketAddr) -> Check {
             format!("http://{address}/healthy: {error:#}"),
             format!("systemctl start {unit}; journalctl -u {unit}"),
         ),
-    }
-}
-
-/// A wildcard is an address to listen on, not to ask.
-pub fn reachable(address: SocketAddr) -> SocketAddr {
-    match address.ip().is_unspecified() {
-        true => SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), address.port()),
-        false => address,
     }
 }

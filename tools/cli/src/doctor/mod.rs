@@ -8,18 +8,19 @@ mod containerd;
 mod daemons;
 mod kernel;
 mod network;
-mod settings;
+pub mod settings;
 mod storage;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::ValueEnum;
 use serde::Serialize;
 
 use check::{Check, State};
 use settings::Settings;
+
+use crate::output::Output;
 
 /// Exit codes: 0 when nothing has failed (warnings may have been given), 1 otherwise.
 #[derive(clap::Args, Debug)]
@@ -42,12 +43,6 @@ pub struct Args {
     /// A registry to ask, besides those in the peer's configuration; may be given many times
     #[arg(long, value_name = "HOST")]
     registry: Vec<String>,
-}
-
-#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
-enum Output {
-    Text,
-    Json,
 }
 
 #[derive(Serialize)]

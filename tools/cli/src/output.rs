@@ -1,0 +1,8 @@
+use clap::ValueEnum;
+
+/// For whom a command prints.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    Text,
+    Json,
+}
