@@ -9,4 +9,5 @@ mod gone;
 mod killed;
 mod start;
 mod status;
+mod systemd;
 mod why;

@@ -1,0 +1,49 @@
+//! The units of deploy/systemd under a real systemd, in namespaces of its own.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::stage::in_lab;
+
+/// Far above what a boot of four services takes, in seconds.
+const PATIENCE: &str = "120";
+
+#[test]
+fn the_units_start_survive_kills_and_let_the_mounts_be_seen() -> Result<()> {
+    if !Path::new("/lib/systemd/systemd").exists() {
+        eprintln!("SKIPPED: systemd is not installed");
+        return Ok(());
+    }
+    in_lab(|lab| {
+        let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let scratch = lab.dir().join("systemd");
+        let status = Command::new("timeout")
+            .args(["--signal=KILL", PATIENCE, "unshare", "--kill-child"])
+            .args(["--mount", "--pid", "--fork", "--uts", "--ipc", "--net", "--cgroup", "bash"])
+            .arg(tests.join("e2e/systemd.sh"))
+            .args([&scratch, &lab.places.binaries, &tests.join("../deploy/systemd").canonicalize()?])
+            .stdout(Stdio::null())
+            .status()
+            .context("cannot start unshare")?;
+        let read = |name: &str| std::fs::read_to_string(scratch.join("out").join(name)).unwrap_or_default();
+        let (seen, errors) = (read("seen"), read("errors"));
+        if !seen.contains("control ok") {
+            eprintln!("SKIPPED: systemd does not boot in a namespace here ({status}): {seen}{errors}");
+            return Ok(());
+        }
+        ensure!(seen.matches("started active").count() == 3, "not all units started:\n{seen}{errors}");
+        let facts = [
+            "mounted yes",
+            "reloaded",
+            "the mount is the same",
+            "the mount answers",
+            "the mount outlives the peer",
+        ];
+        for fact in facts {
+            ensure!(seen.contains(fact), "{fact:?} was not seen:\n{seen}{errors}");
+        }
+        Ok(())
+    })
+}
