@@ -101,7 +101,11 @@ pub fn local() -> Seeds {
     let status = local::LayerStatus { digest, chunks: 1, ..Default::default() };
     let answered = [
         response::Kind::Failure(failure),
-        response::Kind::RangePresent(local::RangePresent { uncached: vec![1; 40], source: 2, parent: "10.0.0.1:4000".into() }),
+        response::Kind::RangePresent(local::RangePresent {
+            uncached: vec![1; 40],
+            source: 2,
+            parent: "10.0.0.1:4000".into(),
+        }),
         response::Kind::Status(local::Status { layers: vec![status], ..Default::default() }),
     ];
     let requests = asked.map(|kind| Request { kind: Some(kind) }.encode_to_vec());
