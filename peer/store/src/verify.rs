@@ -1,5 +1,9 @@
+use std::cell::RefCell;
+use std::io;
+
 use d7y_image::{Chunk, Codec, MAX_CHUNK_BYTES};
 use d7y_types::ChunkHash;
+use zstd::bulk::Decompressor;
 
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
@@ -22,9 +26,7 @@ pub fn decode_chunk(chunk: &Chunk, frame: &[u8]) -> Result<Vec<u8>, VerifyError>
     let data = match chunk.codec {
         Codec::Zero => return Ok(Vec::new()),
         Codec::Raw => frame.to_vec(),
-        Codec::Zstd => {
-            zstd::bulk::decompress(frame, bytes).map_err(|_| VerifyError::Decode(chunk.bytes()))?
-        }
+        Codec::Zstd => decompress(frame, bytes).map_err(|_| VerifyError::Decode(chunk.bytes()))?,
     };
     if data.len() != bytes {
         return Err(VerifyError::Decode(chunk.bytes()));
@@ -33,6 +35,20 @@ pub fn decode_chunk(chunk: &Chunk, frame: &[u8]) -> Result<Vec<u8>, VerifyError>
         return Err(VerifyError::Hash);
     }
     Ok(data)
+}
+
+/// A decoder's tables (160 KiB) cost as much to set up as a small chunk to decode: each thread keeps its own.
+fn decompress(frame: &[u8], bytes: usize) -> io::Result<Vec<u8>> {
+    thread_local! {
+        static DECODER: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+    }
+    DECODER.with_borrow_mut(|decoder| {
+        let decoder = match decoder {
+            Some(decoder) => decoder,
+            None => decoder.insert(Decompressor::new()?),
+        };
+        decoder.decompress(frame, bytes)
+    })
 }
 
 pub(crate) fn hash(data: &[u8]) -> ChunkHash {

@@ -15,9 +15,12 @@ use crate::mount_table;
 pub use crate::mount_table::MountPoint;
 pub use crate::probe::probe_file_backed_erofs;
 
-/// Read-ahead of FUSE and EROFS mounts, in KiB: with it a sequential scan sends 1 MiB reads, without it (128) eight
-/// times as many.
+/// Read-ahead of mounts whose data is on this machine, in KiB: with it a sequential scan sends 1 MiB reads.
 pub const READ_AHEAD_KB: u32 = 1024;
+
+/// Read-ahead of mounts whose data may have to be fetched, in KiB; the kernel's own default. A page fault reads as much
+/// around it as read-ahead allows, and what is read is fetched, here and on every node that follows the access trace.
+pub const LAZY_READ_AHEAD_KB: u32 = 128;
 
 /// The kernel takes one page of mount options, a NUL included.
 const MAX_OPTION_BYTES: usize = 4095;
@@ -30,6 +33,7 @@ pub struct ErofsSource<'a> {
     /// External devices 1, 2, ... in the order of the bootstrap's device table; plain files.
     pub devices: &'a [&'a Path],
     pub device_reads: DeviceReads,
+    pub read_ahead_kb: u32,
 }
 
 /// How EROFS reads its devices.
@@ -68,7 +72,7 @@ pub enum MountError {
     Abort(PathBuf, #[source] io::Error),
 }
 
-/// Mounts an EROFS image from plain files, read-only, with read-ahead [`READ_AHEAD_KB`].
+/// Mounts an EROFS image from plain files, read-only.
 pub fn mount_erofs(source: &ErofsSource<'_>, target: &Path) -> Result<(), MountError> {
     let mut options = Options::default();
     for device in source.devices {
@@ -86,8 +90,8 @@ pub fn mount_erofs(source: &ErofsSource<'_>, target: &Path) -> Result<(), MountE
     mount(Some(source.bootstrap), target, Some("erofs"), MsFlags::MS_RDONLY, Some(options.as_os_str()))
         .map_err(mount_error("erofs", target))?;
     for name in erofs_backing_devices().iter().filter(|name| !before.contains(name)) {
-        if let Err(error) = write_read_ahead(name, READ_AHEAD_KB) {
-            tracing::warn!(%error, target = %target.display(), "EROFS read-ahead stays small: reads will be slow");
+        if let Err(error) = write_read_ahead(name, source.read_ahead_kb) {
+            tracing::warn!(%error, target = %target.display(), "EROFS read-ahead stays as the kernel sets it");
         }
     }
     Ok(())

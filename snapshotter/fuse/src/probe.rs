@@ -3,7 +3,7 @@ use std::io;
 use std::path::Path;
 
 use crate::erofs_image::{BLOCK_BYTES, FILE_NAME, image};
-use crate::mounts::{DeviceReads, ErofsSource, MountError, mount_erofs, unmount_lazy};
+use crate::mounts::{DeviceReads, ErofsSource, MountError, READ_AHEAD_KB, mount_erofs, unmount_lazy};
 
 const FILE_CONTENT: &[u8] = b"d7y: read through an external device\n";
 
@@ -30,8 +30,12 @@ fn probe_in(directory: &Path) -> io::Result<bool> {
     let mut content = FILE_CONTENT.to_vec();
     content.resize(BLOCK_BYTES, 0);
     fs::write(&device, content)?;
-    let source =
-        ErofsSource { bootstrap: &bootstrap, devices: &[&device], device_reads: DeviceReads::Buffered };
+    let source = ErofsSource {
+        bootstrap: &bootstrap,
+        devices: &[&device],
+        device_reads: DeviceReads::Buffered,
+        read_ahead_kb: READ_AHEAD_KB,
+    };
     match mount_erofs(&source, &target) {
         Ok(()) => {
             let read = fs::read(target.join(FILE_NAME));

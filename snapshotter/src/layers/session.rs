@@ -103,7 +103,19 @@ impl Connection {
         };
         let threads = std::thread::available_parallelism().map_or(2, NonZeroUsize::get).clamp(2, MAX_THREADS);
         let threads = NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN);
-        Ok(Session::start(device, filesystem, start, threads)?)
+        let session = Session::start(device, filesystem, start, threads)?;
+        if start == Start::Fresh && self.driver == Driver::Erofs {
+            read_no_further_than_asked(&place.fuse());
+        }
+        Ok(session)
+    }
+}
+
+/// What the kernel reads ahead in a device file, beyond EROFS's own read-ahead, is fetched too. (The FUSE driver keeps the
+/// large read-ahead: its trees are never mounted in another way, also when all of their data is here.)
+fn read_no_further_than_asked(mount_point: &Path) {
+    if let Err(error) = mounts::set_read_ahead_kb(mount_point, mounts::LAZY_READ_AHEAD_KB) {
+        tracing::warn!(%error, "read-ahead stays large: containers fetch more than they need");
     }
 }
 

@@ -313,22 +313,30 @@ impl Layers {
             }
             (Driver::Erofs, Backing::Served) => {
                 self.show(id, record, slot, None);
-                self.mount_erofs(id, record, &served)
+                self.mount_erofs(id, record, &served, mounts::LAZY_READ_AHEAD_KB)
             }
             // By its descriptor: under the path another peer process may have put another layout meanwhile.
             (Driver::Erofs, Backing::Direct) => {
-                self.mount_erofs(id, record, &path_of_descriptor(device.file()))
+                let device = path_of_descriptor(device.file());
+                self.mount_erofs(id, record, &device, mounts::READ_AHEAD_KB)
             }
         }
     }
 
-    fn mount_erofs(&self, id: MountId, record: &MountRecord, device: &Path) -> Result<PathBuf, LayerError> {
+    fn mount_erofs(
+        &self,
+        id: MountId,
+        record: &MountRecord,
+        device: &Path,
+        read_ahead_kb: u32,
+    ) -> Result<PathBuf, LayerError> {
         let target = self.parts.place.mount_point(id);
         fs::create_dir_all(&target).map_err(|source| LayerError::File { layer: record.key.layer, source })?;
         let source = ErofsSource {
             bootstrap: &self.parts.place.bootstrap(id),
             devices: &[device],
             device_reads: DeviceReads::Buffered,
+            read_ahead_kb,
         };
         mounts::mount_erofs(&source, &target)?;
         Ok(target)

@@ -424,3 +424,24 @@ async fn the_first_run_is_traced() {
     assert!(trace.runs.iter().any(|run| run.layer == image()[0].layer.digest.0));
     assert!(trace.runs.iter().all(|run| run.chunks > 0));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_fetches_little_more_than_it_asks_for() {
+    let setting = Setting::new("erofs", &[]).await;
+    let root = setting.run("c1").await;
+    const PART: usize = 1 << 20;
+    let at = root.clone();
+    let part = blocking(move || {
+        let mut part = vec![0; PART];
+        let mut big = fs::File::open(at.join("usr/big")).unwrap();
+        // As a program reads, so that the kernel's read-ahead grows.
+        part.chunks_mut(4096).for_each(|page| io::Read::read_exact(&mut big, page).unwrap());
+        part
+    });
+    assert!(part.await == noise(1, BIG_BYTES)[..PART]);
+    // What was read ahead is fetched when the read has its bytes already.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let device = setting.peer.directory(image()[0].layer.digest).join("device");
+    let fetched = fs::metadata(device).unwrap().blocks() * 512;
+    assert!(fetched <= (PART + PART / 2) as u64, "{fetched} bytes fetched for a read of {PART}");
+}

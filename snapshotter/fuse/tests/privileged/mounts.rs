@@ -34,7 +34,9 @@ fn mount_layer(mounted: &Mounted, name: &str, device_reads: DeviceReads) -> (Pat
     fs::write(&bootstrap, erofs_image::image(FILE_BYTES as u32)).unwrap();
     let target = mounted.scratch.directory(name);
     let device = mounted.path("device");
-    let source = ErofsSource { bootstrap: &bootstrap, devices: &[&device], device_reads };
+    let devices = &[device.as_path()];
+    let read_ahead_kb = mounts::READ_AHEAD_KB;
+    let source = ErofsSource { bootstrap: &bootstrap, devices, device_reads, read_ahead_kb };
     mounts::mount_erofs(&source, &target).unwrap();
     let guard = MountGuard::new(&target);
     (target, guard)
@@ -118,7 +120,12 @@ fn bind_mounts_are_read_only() {
 fn mount_failures_say_what_failed() {
     let scratch = Scratch::new();
     let (target, nothing) = (scratch.directory("target"), scratch.path().join("nothing"));
-    let source = ErofsSource { bootstrap: &nothing, devices: &[], device_reads: DeviceReads::Buffered };
+    let source = ErofsSource {
+        bootstrap: &nothing,
+        devices: &[],
+        device_reads: DeviceReads::Buffered,
+        read_ahead_kb: mounts::READ_AHEAD_KB,
+    };
     let error = mounts::mount_erofs(&source, &target).unwrap_err();
     assert!(matches!(&error, MountError::Mount { file_system: "erofs", .. }), "{error}");
     assert!(mounts::set_read_ahead_kb(&target, 64).is_err());
