@@ -17,7 +17,7 @@ use d7y_proto::scheduler::inventory::State;
 use d7y_proto::scheduler::scheduler_client::SchedulerClient;
 use d7y_proto::scheduler::{
     Announce, Assignment, CloseTask, EndPreheat, GetTrace, Heartbeat, Inventory, LayerProgress, OpenTask,
-    PeerMessage, Preheat, PreheatProgress, PublishTrace, Role, SchedulerMessage, peer_message,
+    PeerMessage, Preheat, PreheatProgress, PublishTrace, PullGrant, Role, SchedulerMessage, peer_message,
     scheduler_message,
 };
 use d7y_types::Sha256Digest;
@@ -79,6 +79,8 @@ pub struct DirectoryConfig {
 /// What the scheduler wants on this peer's disk.
 #[derive(Debug)]
 pub enum Order {
+    /// What opens layers for a while.
+    Grant(PullGrant),
     Preheat(Preheat),
     End(EndPreheat),
 }
@@ -443,6 +445,7 @@ impl Directory {
                     known.traces.insert(image, trace.body);
                 });
             }
+            Some(scheduler_message::Message::Grant(grant)) => self.order(Order::Grant(grant)).await,
             Some(scheduler_message::Message::Preheat(order)) => self.order(Order::Preheat(order)).await,
             Some(scheduler_message::Message::EndPreheat(end)) => self.order(Order::End(end)).await,
             _ => {}

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use d7y_chassis::tasks::{OnEnd, Tasks};
-use d7y_proto::scheduler::{LayerProgress, Preheat, PreheatState};
+use d7y_origin::PullToken;
+use d7y_proto::scheduler::{LayerProgress, Preheat, PreheatState, PullGrant};
 use d7y_store::{Layer, Staging};
 use d7y_transfer::FailureCode;
 use d7y_types::LayerRef;
@@ -35,6 +36,8 @@ const MAX_JOBS: usize = 1024;
 const LAYERS_AT_ONCE: usize = 4;
 /// How often progress is told at most.
 const TELL_EVERY: Duration = Duration::from_millis(300);
+/// How long a layer that the registry refuses is tried again where a newer token may be on its way.
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(20);
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MOST: Duration = Duration::from_secs(5);
 
@@ -50,6 +53,8 @@ pub struct Preheater {
 /// A job under way.
 struct Job {
     name: Arc<str>,
+    /// Tokens come with it, and newer ones before they end.
+    granted: bool,
     cancelled: CancellationToken,
     /// What was told last of each layer.
     told: Mutex<Vec<LayerProgress>>,
@@ -59,6 +64,8 @@ struct Job {
 enum Missing {
     /// Nobody has to give up: it may be here after a while.
     For(String),
+    /// The registry refused.
+    Refused(String),
     /// Asking again will not help.
     Ever(String),
 }
@@ -73,6 +80,7 @@ impl Preheater {
     pub async fn run(self: Arc<Self>, mut orders: mpsc::Receiver<Order>) {
         while let Some(order) = orders.recv().await {
             match order {
+                Order::Grant(grant) => self.take(grant),
                 Order::Preheat(order) => self.begin(order),
                 Order::End(end) => {
                     if let Some(job) = self.jobs.lock().remove(&end.job) {
@@ -81,6 +89,15 @@ impl Preheater {
                 }
             }
         }
+    }
+
+    fn take(&self, grant: PullGrant) {
+        let life = Duration::from_millis(u64::from(grant.lives_ms));
+        let Some(token) = PullToken::new(&grant.authorization, life) else {
+            tracing::warn!(registry = grant.registry, "a malformed token for preheating is dropped");
+            return;
+        };
+        self.layers.ingester.origin.grant(&grant.registry, &grant.repository, token);
     }
 
     fn begin(self: &Arc<Self>, order: Preheat) {
@@ -99,7 +116,8 @@ impl Preheater {
         }
         let told = (0..).zip(&layers).map(|(layer, _)| progress(layer, PreheatState::Fetching)).collect();
         let (name, cancelled) = (Arc::from(order.job.as_str()), CancellationToken::new());
-        let job = Arc::new(Job { name, cancelled: cancelled.clone(), told: Mutex::new(told) });
+        let (granted, told) = (order.granted, Mutex::new(told));
+        let job = Arc::new(Job { name, granted, cancelled: cancelled.clone(), told });
         jobs.insert(order.job, job.clone());
         drop(jobs);
         tracing::info!(job = &*job.name, layers = layers.len(), "preheating");
@@ -128,11 +146,22 @@ impl Preheater {
     /// Until the layer is here, or never will be.
     async fn fetch(&self, layer: &LayerRef, teller: &Teller<'_>) {
         let mut delay = RETRY_FIRST;
+        let mut refused_since = None;
         loop {
             let why = match self.attempt(layer, teller).await {
                 Ok(total) => return teller.tell(PreheatState::Done, (total, total), ""),
                 Err(Missing::Ever(why)) => return teller.tell(PreheatState::Failed, (0, 0), &why),
-                Err(Missing::For(why)) => why,
+                Err(Missing::Refused(why)) => {
+                    let since: &mut Instant = refused_since.get_or_insert_with(Instant::now);
+                    if !teller.job.granted || since.elapsed() > REFUSAL_PATIENCE {
+                        return teller.tell(PreheatState::Failed, (0, 0), &why);
+                    }
+                    why
+                }
+                Err(Missing::For(why)) => {
+                    refused_since = None;
+                    why
+                }
             };
             tracing::debug!(layer = %layer.digest, why, "a layer to preheat is not here yet");
             teller.tell(PreheatState::Fetching, teller.bytes(), &why);
@@ -307,9 +336,8 @@ fn progress(layer: u32, state: PreheatState) -> LayerProgress {
 impl From<OpenFailure> for Missing {
     fn from(failure: OpenFailure) -> Self {
         match failure.code {
-            FailureCode::Unauthorized | FailureCode::NotFound | FailureCode::Corrupt => {
-                Self::Ever(failure.message)
-            }
+            FailureCode::Unauthorized => Self::Refused(failure.message),
+            FailureCode::NotFound | FailureCode::Corrupt => Self::Ever(failure.message),
             FailureCode::Internal | FailureCode::Unavailable | FailureCode::Untrusted => {
                 Self::For(failure.message)
             }

@@ -2,6 +2,7 @@
 #![allow(clippy::too_many_lines, reason = "generated code")]
 
 mod convert;
+mod masked;
 
 pub use convert::{ConvertError, digest_from_wire, layer_from_wire, layer_to_wire};
 pub use d7y::local::v1 as local;

@@ -9,6 +9,8 @@ use d7y_scheduler_core::{
 };
 use d7y_types::{AddressError, Sha256Digest, advertised};
 
+use crate::grant::Grant;
+
 /// A message that breaks the contract.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum WireError {
@@ -107,6 +109,10 @@ pub(crate) fn assignment(assignment: &Assignment) -> wire::SchedulerMessage {
 pub(crate) fn trace(image: &Sha256Digest, body: &Arc<[u8]>) -> wire::SchedulerMessage {
     let trace = wire::Trace { image: image.0.to_vec(), body: body.to_vec() };
     outgoing(wire::scheduler_message::Message::Trace(trace))
+}
+
+pub(crate) fn grant(grant: &Grant) -> wire::SchedulerMessage {
+    outgoing(wire::scheduler_message::Message::Grant(grant.to_wire()))
 }
 
 pub(crate) fn preheat(order: &wire::Preheat) -> wire::SchedulerMessage {

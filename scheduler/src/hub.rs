@@ -1,14 +1,15 @@
 //! The decision core, and the outboxes of those who are connected.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use d7y_proto::scheduler as wire;
-use d7y_scheduler_core::{Action, Event, PeerId, PeerInfo, Refusal, Scheduler, Settings};
+use d7y_scheduler_core::{Action, Event, PeerId, PeerInfo, Refusal, Role, Scheduler, Settings};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::grant::Grant;
 use crate::metrics::Metrics;
 use crate::outbox::{Outbox, Outgoing};
 use crate::preheats::{PreheatError, Preheats, Wanted};
@@ -80,8 +81,12 @@ impl Hub {
         if let Some(older) = state.sessions.insert(info.id.clone(), session) {
             older.outbox.close(SessionEnd::Replaced);
         }
+        let seed = info.role == Role::Seed;
         self.carry_out(&mut state, Event::PeerAnnounced(info));
         state.crowd += 1;
+        for grant in state.preheats.grants_for(&member.peer, seed) {
+            outbox.push(Outgoing::Grant(grant));
+        }
         for order in state.preheats.orders_for(&member.peer) {
             outbox.push(Outgoing::Preheat(order));
         }
@@ -125,9 +130,14 @@ impl Hub {
 
     /// The manager wants a preheat, maybe not for the first time. `seen` is the incarnation and version of the last
     /// report that it has.
-    pub fn preheat(&self, wanted: Wanted, seen: (String, u64)) -> Result<wire::PreheatReport, PreheatError> {
+    pub fn preheat(
+        &self,
+        mut wanted: Wanted,
+        seen: (String, u64),
+    ) -> Result<wire::PreheatReport, PreheatError> {
         let now = self.started.elapsed();
         let settling = now < self.settle;
+        let grant = wanted.grant.take();
         let (job, since) = (wanted.job().to_owned(), if seen.0 == self.incarnation { seen.1 } else { 0 });
         let mut state = self.state.lock();
         let known = state.preheats.is_known(&job);
@@ -137,7 +147,12 @@ impl Hub {
         };
         // Nobody to place it on: it is not begun, so that it is placed well when somebody is there.
         if known || !peers.is_empty() {
-            for (peer, order) in state.preheats.want(wanted, peers, now)? {
+            let orders = state.preheats.want(wanted, peers, now)?;
+            // Before the orders: nobody is to be refused for lack of it.
+            if let Some((grant, peers)) = grant.and_then(|grant| state.preheats.grant(&job, grant)) {
+                state.tell_grant(&grant, peers);
+            }
+            for (peer, order) in orders {
                 match state.sessions.get(&peer) {
                     Some(session) => session.outbox.push(Outgoing::Preheat(order)),
                     None => state.preheats.gone(&peer),
@@ -183,6 +198,15 @@ impl State {
     fn tell_end(&self, job: &str, peers: Vec<PeerId>) {
         for session in peers.iter().filter_map(|peer| self.sessions.get(peer)) {
             session.outbox.push(Outgoing::EndPreheat { job: job.to_owned() });
+        }
+    }
+
+    /// To those who are at the job, and to the seeds, who read origins for them.
+    fn tell_grant(&self, grant: &Arc<Grant>, peers: Vec<PeerId>) {
+        let seeds = self.core.peers().filter(|peer| peer.role == Role::Seed).map(|peer| peer.id.clone());
+        let told: BTreeSet<PeerId> = seeds.chain(peers).collect();
+        for session in told.iter().filter_map(|peer| self.sessions.get(peer)) {
+            session.outbox.push(Outgoing::Grant(grant.clone()));
         }
     }
 

@@ -11,6 +11,7 @@
 
 mod config;
 mod convert;
+mod grant;
 mod hub;
 mod manager;
 mod metrics;

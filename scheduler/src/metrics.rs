@@ -68,7 +68,10 @@ impl Metrics {
         match message {
             Outgoing::Assignment(_) => self.assignments.inc(),
             Outgoing::Trace { .. } => self.traces_sent.inc(),
-            Outgoing::Welcome { .. } | Outgoing::Preheat(_) | Outgoing::EndPreheat { .. } => 0,
+            Outgoing::Welcome { .. }
+            | Outgoing::Grant(_)
+            | Outgoing::Preheat(_)
+            | Outgoing::EndPreheat { .. } => 0,
         };
     }
 

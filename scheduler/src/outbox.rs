@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::convert;
+use crate::grant::Grant;
 use crate::status::SessionEnd;
 
 /// Messages waiting for one peer: an assignment for all that it may have open, and some traces.
@@ -24,6 +25,7 @@ pub(crate) enum Outgoing {
     Welcome { heartbeat_interval_ms: u32 },
     Assignment(Assignment),
     Trace { image: Sha256Digest, body: Arc<[u8]> },
+    Grant(Arc<Grant>),
     Preheat(Arc<Preheat>),
     EndPreheat { job: String },
 }
@@ -33,6 +35,8 @@ enum Key {
     Welcome,
     Task(Sha256Digest),
     Image(Sha256Digest),
+    /// Registry and repository.
+    Grant(String, String),
     Job(String),
 }
 
@@ -64,6 +68,10 @@ impl Outgoing {
             Self::Welcome { .. } => Key::Welcome,
             Self::Assignment(assignment) => Key::Task(assignment.task),
             Self::Trace { image, .. } => Key::Image(*image),
+            Self::Grant(grant) => {
+                let (registry, repository) = grant.place();
+                Key::Grant(registry, repository)
+            }
             Self::Preheat(order) => Key::Job(order.job.clone()),
             Self::EndPreheat { job } => Key::Job(job.clone()),
         }
@@ -74,6 +82,7 @@ impl Outgoing {
             Self::Welcome { heartbeat_interval_ms } => convert::welcome(*heartbeat_interval_ms),
             Self::Assignment(assignment) => convert::assignment(assignment),
             Self::Trace { image, body } => convert::trace(image, body),
+            Self::Grant(grant) => convert::grant(grant),
             Self::Preheat(order) => convert::preheat(order),
             Self::EndPreheat { job } => convert::end_preheat(job),
         }

@@ -9,6 +9,8 @@ use d7y_proto::scheduler as wire;
 use d7y_scheduler_core::PeerId;
 use d7y_types::Sha256Digest;
 
+use crate::grant::Grant;
+
 /// Without a word from the manager for this long, a job is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(60);
 /// Jobs at once.
@@ -29,6 +31,7 @@ pub(crate) struct Preheats {
 struct Job {
     order: Arc<wire::Preheat>,
     peers: BTreeMap<PeerId, Vec<Entry>>,
+    grant: Option<Arc<Grant>>,
     asked_at: Duration,
 }
 
@@ -59,6 +62,8 @@ pub(crate) struct Wanted {
     pub scope: d7y_scheduler_core::PreheatScope,
     /// Chosen earlier; empty when they are to be chosen now.
     pub peers: Vec<PeerId>,
+    /// Opens the layers.
+    pub grant: Option<Grant>,
     order: wire::Preheat,
 }
 
@@ -87,8 +92,10 @@ impl Wanted {
         }
         let peers = request.peers.iter().map(|peer| PeerId::new(peer)).collect::<Result<_, _>>();
         let peers = peers.map_err(|_| malformed("peers"))?;
-        let order = wire::Preheat { job: request.job, layers: request.layers };
-        Ok(Self { image, scope, peers, order })
+        let granted = request.grant.is_some();
+        let grant = request.grant.map(|grant| Grant::parse(grant).ok_or(malformed("grant"))).transpose()?;
+        let order = wire::Preheat { job: request.job, layers: request.layers, granted };
+        Ok(Self { image, scope, peers, grant, order })
     }
 
     pub fn job(&self) -> &str {
@@ -127,8 +134,24 @@ impl Preheats {
         let order = Arc::new(wanted.order);
         let orders = peers.iter().map(|peer| (peer.clone(), order.clone())).collect();
         let peers = peers.into_iter().map(|peer| (peer, entries.clone())).collect();
-        self.jobs.insert(order.job.clone(), Job { order, peers, asked_at: now });
+        self.jobs.insert(order.job.clone(), Job { order, peers, grant: None, asked_at: now });
         Ok(orders)
+    }
+
+    /// Takes what opens a job's layers; returns it, and who is at the job, when it is another one than before.
+    pub fn grant(&mut self, job: &str, grant: Grant) -> Option<(Arc<Grant>, Vec<PeerId>)> {
+        let job = self.jobs.get_mut(job)?;
+        if job.grant.as_ref().is_some_and(|known| known.is_same(&grant)) {
+            return None;
+        }
+        let grant = job.grant.insert(Arc::new(grant)).clone();
+        Some((grant, job.peers.keys().cloned().collect()))
+    }
+
+    /// What a peer that has just come may have to open; a seed reads layers for all others.
+    pub fn grants_for(&self, peer: &PeerId, seed: bool) -> Vec<Arc<Grant>> {
+        let concerned = self.jobs.values().filter(|job| seed || job.peers.contains_key(peer));
+        concerned.filter_map(|job| job.grant.clone()).filter(|grant| !grant.is_over()).collect()
     }
 
     /// What a peer that has just come is to be at.

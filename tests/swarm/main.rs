@@ -5,6 +5,7 @@ mod builders;
 mod disk;
 mod layer;
 mod managed;
+mod private;
 mod rescue;
 mod rig;
 mod scheduled;

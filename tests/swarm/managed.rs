@@ -49,7 +49,7 @@ impl Drop for Daemon {
 }
 
 /// Manager, scheduler, a seed and nodes, each of which can be killed and started again where it was.
-struct Site {
+pub struct Site {
     cluster: Cluster,
     directory: tempfile::TempDir,
     manager: Daemon,
@@ -101,7 +101,7 @@ fn at(manager: SocketAddr) -> ManagerConfig {
 }
 
 impl Site {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let manager = manager(directory.path().to_owned(), any(), any()).await;
         let scheduler = scheduler(manager.addresses[1], any()).await;
@@ -114,7 +114,7 @@ impl Site {
         site
     }
 
-    async fn join(&self, name: &str, role: Role) -> Peer {
+    pub async fn join(&self, name: &str, role: Role) -> Peer {
         let peer = self.start(name, role).await;
         peer.wait_for_scheduler().await;
         peer
@@ -140,13 +140,18 @@ impl Site {
         self.manager = manager(self.directory.path().to_owned(), rest, grpc).await;
     }
 
-    async fn restart_scheduler(&mut self) {
+    pub async fn restart_scheduler(&mut self) {
         self.scheduler.kill().await;
         self.scheduler = scheduler(self.manager.addresses[1], self.scheduler.addresses[0]).await;
     }
 
     async fn preheat(&self, image: &str, scope: &str) -> i64 {
-        let args = json!({ "type": "image", "url": image, "scope": scope });
+        self.preheat_with(image, scope, json!({})).await
+    }
+
+    pub async fn preheat_with(&self, image: &str, scope: &str, more: Value) -> i64 {
+        let mut args = json!({ "type": "image", "url": image, "scope": scope });
+        args.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap_or_default());
         let job = self.ask("POST", "/api/v1/jobs", &json!({ "type": "preheat", "args": args })).await;
         job["id"].as_i64().unwrap()
     }
@@ -155,7 +160,7 @@ impl Site {
         self.ask("GET", &format!("/api/v1/jobs/{id}"), &Value::Null).await
     }
 
-    async fn wait(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    pub async fn wait(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let answer = self.ask("GET", path, &Value::Null).await;
@@ -167,11 +172,11 @@ impl Site {
         }
     }
 
-    async fn wait_for_job(&self, id: i64) -> Value {
+    pub async fn wait_for_job(&self, id: i64) -> Value {
         self.wait(&format!("/api/v1/jobs/{id}"), |job| job["state"] != "PENDING").await
     }
 
-    async fn ask(&self, method: &str, path: &str, body: &Value) -> Value {
+    pub async fn ask(&self, method: &str, path: &str, body: &Value) -> Value {
         let (body, token) = (body.to_string(), &self.token);
         let length = body.len();
         let request = format!(
@@ -184,7 +189,7 @@ impl Site {
         socket.read_to_string(&mut answer).await.unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("HTTP/1.1 200"), "{method} {path}: {answer}");
-        serde_json::from_str(body).unwrap()
+        serde_json::from_str(body).unwrap_or_default()
     }
 }
 
@@ -204,7 +209,7 @@ fn base64(text: &str) -> String {
 }
 
 /// An image of two layers in the registry.
-fn image(registry: &FakeRegistry) -> (String, Vec<(LayerRef, TestLayer)>) {
+pub fn image(registry: &FakeRegistry) -> (String, Vec<(LayerRef, TestLayer)>) {
     let layers: Vec<_> = [TestLayer::random(40, 50_000), TestLayer::random(20, 30_000)]
         .into_iter()
         .map(|layer| (layer.push(registry), layer))
@@ -214,7 +219,7 @@ fn image(registry: &FakeRegistry) -> (String, Vec<(LayerRef, TestLayer)>) {
     (format!("{}/app:1", registry.host()), layers)
 }
 
-fn layer_requests(registry: &FakeRegistry, layers: &[(LayerRef, TestLayer)]) -> usize {
+pub fn layer_requests(registry: &FakeRegistry, layers: &[(LayerRef, TestLayer)]) -> usize {
     let seen = registry.seen();
     let of_layers =
         |target: &str| layers.iter().any(|(layer, _)| target.ends_with(&layer.digest.to_string()));

@@ -10,6 +10,7 @@ use d7y_manager_db::{DbError, JobState, Kind, Lease, Placement, PlacementState, 
 use d7y_types::Sha256Digest;
 use parking_lot::Mutex;
 
+use super::access::Access;
 use super::place::{Schedulers, Seen, Wanted};
 use super::request::PreheatArgs;
 use super::resolve::chain;
@@ -44,6 +45,7 @@ pub(crate) struct CarryOn {
 #[derive(Default)]
 struct Driver {
     seen: HashMap<i64, Seen>,
+    access: Access,
     /// Since when something is missing without which nothing can begin.
     stuck_since: Option<Instant>,
     note: String,
@@ -191,12 +193,22 @@ impl CarryOn {
                 Err(error) => Ok(Step::Fails(error.sentence())),
             };
         };
-        let Ok(image) = manifest.parse::<Sha256Digest>() else { return Ok(broken()) };
+        let Ok(manifest) = manifest.parse::<Sha256Digest>() else { return Ok(broken()) };
+        if let Err(error) = driver.access.keep(&self.manager, job.id, (&image, manifest)).await {
+            match error.is_transient() {
+                // Peers may have the layers from each other, or from before.
+                true if !self.manager.db.placements(job.id).await?.is_empty() => {}
+                true => return Ok(Step::Waits(error.sentence())),
+                false => return Ok(Step::Fails(error.sentence())),
+            }
+        }
         let layers = self.manager.db.layers(job.id).await?;
+        let grant = driver.access.grant(&image);
         let mut waits = None;
         for cluster in &clusters {
             let (job, created_at, cluster) = (job.id, job.created_at, *cluster);
-            let wanted = Wanted { job, created_at, cluster, image, layers: &layers, scope };
+            let grant = grant.clone();
+            let wanted = Wanted { job, created_at, cluster, image: manifest, layers: &layers, scope, grant };
             if let Some(why) = self.place(&wanted, driver).await? {
                 waits.get_or_insert(why);
             }
@@ -204,7 +216,11 @@ impl CarryOn {
         if let Some(why) = waits {
             return Ok(Step::Waits(why));
         }
-        self.outcome(job.id).await
+        let outcome = self.outcome(job.id).await?;
+        Ok(match (outcome, driver.access.remark(&image)) {
+            (Step::Fails(why), Some(remark)) => Step::Fails(format!("{why}; {remark}")),
+            (outcome, _) => outcome,
+        })
     }
 
     /// Asks the cluster's scheduler and keeps what it says. Returns what is missing, if something is.
@@ -282,7 +298,7 @@ impl CarryOn {
             if let Some(scheduler) = self.scheduler(cluster).await? {
                 let image = Sha256Digest([0; 32]);
                 let (job, created_at, scope) = (job.id, job.created_at, super::Scope::SingleSeed);
-                let wanted = Wanted { job, created_at, cluster, image, layers: &[], scope };
+                let wanted = Wanted { job, created_at, cluster, image, layers: &[], scope, grant: None };
                 self.schedulers.end(&scheduler, &wanted).await;
             }
         }

@@ -29,6 +29,8 @@ pub(super) struct Wanted<'a> {
     pub image: Sha256Digest,
     pub layers: &'a [LayerRef],
     pub scope: Scope,
+    /// Opens the layers.
+    pub grant: Option<wire::PullGrant>,
 }
 
 /// What a scheduler said last about a job; only what changed since then is asked for.
@@ -72,6 +74,7 @@ impl Schedulers {
             peers,
             incarnation: seen.incarnation,
             version: seen.version,
+            grant: wanted.grant.clone(),
         };
         let report = self.client(scheduler)?.preheat(request).await;
         let report = report.map_err(|status| said(&status))?.into_inner();
@@ -211,8 +214,15 @@ mod tests {
         };
         let layers = [layer(1), layer(2)];
         let image = Sha256Digest([0; 32]);
-        let wanted =
-            Wanted { job: 1, created_at: 2, cluster: 3, image, layers: &layers, scope: Scope::AllPeers };
+        let wanted = Wanted {
+            job: 1,
+            created_at: 2,
+            cluster: 3,
+            image,
+            layers: &layers,
+            scope: Scope::AllPeers,
+            grant: None,
+        };
         let first = wanted.changed(&[], report(&["a", "b"], &[("a", 1, Fetching, 4), ("c", 0, Done, 9)]));
         assert_eq!(first.len(), 4, "a row for each layer on each chosen peer, none for others");
         let fetching: Vec<_> = first.iter().filter(|row| row.state == PlacementState::Fetching).collect();

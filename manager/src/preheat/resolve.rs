@@ -1,8 +1,11 @@
 //! What an image's name means, asked with the login that the job may use.
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use d7y_manager_db::{DbError, RegistryLogin};
 use d7y_origin::image::{Image, ImageError, ImageName, Platform};
-use d7y_origin::{Login, Origin, OriginError};
+use d7y_origin::{Login, Origin, OriginError, PullAccess};
+use d7y_types::Sha256Digest;
 
 use crate::manager::Manager;
 
@@ -57,13 +60,29 @@ impl Manager {
         name: &ImageName,
         platform: &Platform,
     ) -> Result<Image, ResolveError> {
+        Ok(self.origin_for(job, name).await?.image(name, platform).await?)
+    }
+
+    /// What others need to read the layers of the image.
+    pub(super) async fn pull_access(
+        &self,
+        job: i64,
+        name: &ImageName,
+        manifest: Sha256Digest,
+    ) -> Result<PullAccess, ResolveError> {
+        let origin = self.origin_for(job, name).await?;
+        let access = origin.pull_access((&name.registry, &name.repository), manifest).await;
+        access.map_err(|error| ResolveError::Image(error.into()))
+    }
+
+    /// With the login that the job may use.
+    async fn origin_for(&self, job: i64, name: &ImageName) -> Result<Origin, ResolveError> {
         let registry = name.registry.to_ascii_lowercase();
         let login = self.db.credential(&self.vault, &registry, job).await;
-        let origin = match login.map_err(ResolveError::Credential)? {
+        Ok(match login.map_err(ResolveError::Credential)? {
             Some(login) => logged_in(&self.origin, &registry, &login),
             None => self.origin.clone(),
-        };
-        Ok(origin.image(name, platform).await?)
+        })
     }
 }
 
@@ -73,7 +92,19 @@ fn logged_in(origin: &Origin, registry: &str, login: &RegistryLogin) -> Origin {
         return origin.logged_in(registry, login);
     }
     match login.expose_authorization() {
+        Some(header) if let Some((user, password)) = user_and_password(header) => {
+            origin.logged_in(registry, Login::Password { user, password })
+        }
         Some(header) => origin.logged_in(registry, Login::Authorization(header.to_owned())),
         None => origin.clone(),
     }
+}
+
+/// Of a header that holds them, so that they are exchanged for a token where there are tokens (RFC 7617).
+fn user_and_password(header: &str) -> Option<(String, String)> {
+    let (scheme, encoded) = header.split_once(' ')?;
+    let plain =
+        scheme.eq_ignore_ascii_case("basic").then(|| BASE64_STANDARD.decode(encoded.trim()).ok())??;
+    let plain = String::from_utf8(plain).ok()?;
+    plain.split_once(':').map(|(user, password)| (user.to_owned(), password.to_owned()))
 }

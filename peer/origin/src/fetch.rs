@@ -8,6 +8,7 @@ use url::Url;
 
 use crate::challenge::Challenge;
 use crate::error::{OriginError, RedirectFault};
+use crate::grant::PullAccess;
 use crate::patience::Patience;
 use crate::refusal::{Speaker, refusal};
 use crate::token::{Authorization, Target, Tokens};
@@ -72,13 +73,53 @@ impl Fetcher {
         };
         let Some(challenge) = challenge else { return accept(target, first, object, patience).await };
         first.0.body.read_whole(MAX_DRAINED_BYTES, patience).await;
-        let renewed = self.tokens.renew(target, &challenge, known.as_ref(), patience).await?;
-        let second = self.follow(target, object, Some(&renewed), patience).await?;
-        let outcome = accept(target, second, object, patience).await;
-        if let Err(error @ OriginError::Unauthorized { .. }) = &outcome {
-            self.tokens.refuse(target, &renewed, error);
+        let mut rejected = known;
+        loop {
+            let renewed = self.tokens.renew(target, &challenge, rejected.as_ref(), patience).await?;
+            let second = self.follow(target, object, Some(&renewed), patience).await?;
+            let outcome = accept(target, second, object, patience).await;
+            match &outcome {
+                // What others gave us does not open it; what is ours may.
+                Err(OriginError::Unauthorized { .. }) if self.tokens.withdraw(target, &renewed) => {
+                    rejected = Some(renewed);
+                }
+                Err(error @ OriginError::Unauthorized { .. }) => {
+                    self.tokens.refuse(target, &renewed, error);
+                    return outcome;
+                }
+                _ => return outcome,
+            }
         }
-        outcome
+    }
+
+    /// What others need to read this repository, tried on its `manifest`.
+    pub async fn pull_access(
+        &self,
+        target: Target<'_>,
+        manifest: &str,
+        patience: &mut Patience,
+    ) -> Result<PullAccess, OriginError> {
+        if !self.tokens.has_login(target).await? {
+            return Ok(PullAccess::Own);
+        }
+        let ask = ObjectAsk { object: Object::Manifest(manifest), want: Want::Head };
+        let first = self.follow(target, ask, None, patience).await?;
+        let challenge = match first {
+            (ref reply, Speaker::Registry) if reply.status == StatusCode::UNAUTHORIZED => {
+                Challenge::choose(&reply.headers)
+            }
+            _ => None,
+        };
+        let Some(challenge) = challenge else {
+            accept(target, first, ask, patience).await?;
+            return Ok(PullAccess::Own);
+        };
+        let access = self.tokens.exchange(target, &challenge, patience).await?;
+        if let PullAccess::Token(token) = &access {
+            let second = self.follow(target, ask, Some(token.authorization()), patience).await?;
+            accept(target, second, ask, patience).await?;
+        }
+        Ok(access)
     }
 
     /// Sends the request to the registry and to wherever it leads. Once it has led away from the registry no further request

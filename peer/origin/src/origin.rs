@@ -1,12 +1,13 @@
 use std::sync::Arc;
 
-use d7y_types::LayerRef;
+use d7y_types::{LayerRef, Sha256Digest};
 
 use crate::blob::BlobStream;
 use crate::config::{ConfigError, OriginConfig, RetryConfig};
 use crate::credentials::{CredentialStore, Credentials, Secret, default_docker_config};
 use crate::error::OriginError;
 use crate::fetch::{Fetcher, Object, ObjectAsk, Want};
+use crate::grant::{PullAccess, PullToken};
 use crate::helper::Helpers;
 use crate::patience::Patience;
 use crate::registry::{Registries, check_repository};
@@ -101,6 +102,33 @@ impl Origin {
         let transport = self.fetcher.transport.clone();
         let tokens = self.fetcher.tokens.with(registry, credentials);
         Self { fetcher: Arc::new(Fetcher { transport, tokens }), ..self.clone() }
+    }
+
+    /// What others need to read `repository`, which this origin can read: a token that is good for nothing else, where
+    /// the registry has a token service. `manifest` is the digest of an image there, on which it is tried.
+    ///
+    /// # Errors
+    /// As [`Self::probe`].
+    pub async fn pull_access(
+        &self,
+        (registry, repository): (&str, &str),
+        manifest: Sha256Digest,
+    ) -> Result<PullAccess, OriginError> {
+        let mut route = self.route(registry, repository)?.registry_only();
+        loop {
+            let (endpoint, patience) = route.next().await?;
+            let target = Target { endpoint, repository };
+            match self.fetcher.pull_access(target, &manifest.to_string(), patience).await {
+                Ok(access) => return Ok(access),
+                Err(error) => route.after(error)?,
+            }
+        }
+    }
+
+    /// Takes a token for one repository that somebody else obtained. It goes to this registry only, before what this
+    /// node's own credentials bring, until it ends or is refused. Another one for the same repository replaces it.
+    pub fn grant(&self, registry: &str, repository: &str, token: PullToken) {
+        self.fetcher.tokens.grant(registry, repository, token);
     }
 
     /// The index or manifest that a tag or digest names, at most `limit` bytes, unverified.

@@ -21,6 +21,12 @@ impl Route {
         Self { endpoints, at: 0, pause: None, patience }
     }
 
+    /// Without the mirrors: what is asked for is the registry's own.
+    pub fn registry_only(mut self) -> Self {
+        self.at = self.endpoints.len() - 1;
+        self
+    }
+
     /// Whom to ask now, after the pause that the last failure called for.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use url::{Url, form_urlencoded};
 use crate::challenge::{Bearer, Challenge};
 use crate::credentials::{CredentialStore, Credentials};
 use crate::error::{Detail, OriginError, ProtocolFault, Wait};
+use crate::grant::{PullAccess, PullToken};
 use crate::patience::Patience;
 use crate::refusal::{Speaker, refusal};
 use crate::registry::Endpoint;
@@ -29,7 +30,7 @@ const MAX_TOKEN_ANSWER_BYTES: usize = 64 << 10;
 /// What a token lives when the answer does not say so (distribution specification, token authentication).
 const DEFAULT_LIFE: Duration = Duration::from_secs(60);
 /// Tokens that claim more, and passwords, are renewed after this, so that a withdrawn credential is noticed.
-const MAX_LIFE: Duration = Duration::from_secs(300);
+pub(crate) const MAX_LIFE: Duration = Duration::from_secs(300);
 /// Renewed this long before the end, at most a tenth of the life.
 const MAX_MARGIN: Duration = Duration::from_secs(10);
 /// For how long credentials that were refused are not tried again: the layers of one image must not lock an account.
@@ -40,7 +41,7 @@ const CLIENT_ID: &str = "d7y";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Authorization {
     pub header: HeaderValue,
-    expires: Instant,
+    pub expires: Instant,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -76,6 +77,8 @@ pub(crate) struct Tokens {
     transport: Arc<Transport>,
     store: CredentialStore,
     slots: Mutex<LruCache<Key, Arc<Slot>>>,
+    /// What others obtained for us.
+    granted: Mutex<LruCache<Key, PullToken>>,
 }
 
 /// Whom a token is for.
@@ -87,7 +90,8 @@ pub(crate) struct Target<'a> {
 
 impl Tokens {
     pub fn new(transport: Arc<Transport>, store: CredentialStore) -> Self {
-        Self { transport, store, slots: Mutex::new(LruCache::new(MAX_TOKENS)) }
+        let (slots, granted) = (Mutex::new(LruCache::new(MAX_TOKENS)), Mutex::new(LruCache::new(MAX_TOKENS)));
+        Self { transport, store, slots, granted }
     }
 
     /// Tokens of their own, for a login that comes before those that are known.
@@ -115,12 +119,11 @@ impl Tokens {
         if let Some(latest) = slot.authorization().filter(|latest| Some(latest) != rejected) {
             return Ok(latest);
         }
-        let registry = &target.endpoint.name;
-        let credentials = self
-            .store
-            .find(registry)
-            .await
-            .map_err(|source| OriginError::Credentials { registry: registry.clone(), source })?;
+        if let Some(granted) = self.granted(target).filter(|granted| Some(granted) != rejected) {
+            slot.keep(None, &Ok(granted.clone()));
+            return Ok(granted);
+        }
+        let credentials = self.credentials(target).await?;
         slot.check(&credentials)?;
         let outcome = self.dance(target, challenge, credentials.clone(), patience).await;
         slot.keep(credentials, &outcome);
@@ -135,6 +138,60 @@ impl Tokens {
         {
             latest.outcome = Err(Refusal { error: error.clone(), until: Instant::now() + REFUSAL_LIFE });
         }
+    }
+
+    /// Takes a token for a repository of the registry that image names call `registry`. It comes before what this
+    /// node's own credentials bring, until the registry refuses it.
+    pub fn grant(&self, registry: &str, repository: &str, token: PullToken) {
+        let key = Key { endpoint: registry.to_ascii_lowercase(), repository: repository.to_owned() };
+        self.granted.lock().put(key, token);
+    }
+
+    fn granted(&self, target: Target<'_>) -> Option<Authorization> {
+        let mut granted = self.granted.lock();
+        let authorization = granted.get(&Key::of(target))?.authorization();
+        (Instant::now() < authorization.expires).then(|| authorization.clone())
+    }
+
+    /// Whether `rejected` was granted; it is not tried again then.
+    pub fn withdraw(&self, target: Target<'_>, rejected: &Authorization) -> bool {
+        let mut granted = self.granted.lock();
+        let known = granted.peek(&Key::of(target)).is_some_and(|token| token.authorization() == rejected);
+        if known {
+            granted.pop(&Key::of(target));
+        }
+        known
+    }
+
+    /// Whether anybody is logged in to the registry here.
+    pub async fn has_login(&self, target: Target<'_>) -> Result<bool, OriginError> {
+        Ok(self.credentials(target).await?.is_some())
+    }
+
+    /// A token of its own for reading this repository and nothing else, whatever the challenge asks for.
+    pub async fn exchange(
+        &self,
+        target: Target<'_>,
+        challenge: &Challenge,
+        patience: &mut Patience,
+    ) -> Result<PullAccess, OriginError> {
+        let token = match (challenge, self.credentials(target).await?) {
+            (_, None) => return Ok(PullAccess::Own),
+            (_, Some(Credentials::Header(header))) => PullToken::new(&header.0, MAX_LIFE),
+            (Challenge::Basic, Some(_)) => None,
+            (Challenge::Bearer(bearer), credentials) => {
+                let bearer = Bearer { scope: None, ..bearer.clone() };
+                let request = token_request(target, &bearer, credentials)?;
+                PullToken::of(fetch_token(&self.transport, target, request, patience).await?)
+            }
+        };
+        Ok(token.map_or(PullAccess::Password, PullAccess::Token))
+    }
+
+    async fn credentials(&self, target: Target<'_>) -> Result<Option<Credentials>, OriginError> {
+        let registry = &target.endpoint.name;
+        let found = self.store.find(registry).await;
+        found.map_err(|source| OriginError::Credentials { registry: registry.clone(), source })
     }
 
     async fn dance(
@@ -161,9 +218,14 @@ impl Tokens {
     }
 
     fn slot(&self, target: Target<'_>) -> Arc<Slot> {
-        let key = Key { endpoint: target.endpoint.name.clone(), repository: target.repository.to_owned() };
         let new = || Arc::new(Slot { turn: Semaphore::new(1), latest: Mutex::default() });
-        self.slots.lock().get_or_insert(key, new).clone()
+        self.slots.lock().get_or_insert(Key::of(target), new).clone()
+    }
+}
+
+impl Key {
+    fn of(target: Target<'_>) -> Self {
+        Self { endpoint: target.endpoint.name.clone(), repository: target.repository.to_owned() }
     }
 }
 
@@ -300,7 +362,7 @@ fn basic(user: &str, password: &str) -> HeaderValue {
     sensitive(&format!("Basic {encoded}")).expect("base64 fits in a header")
 }
 
-fn sensitive(value: &str) -> Option<HeaderValue> {
+pub(crate) fn sensitive(value: &str) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_str(value).ok()?;
     value.set_sensitive(true);
     Some(value)

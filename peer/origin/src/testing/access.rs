@@ -38,8 +38,11 @@ pub enum Login {
 pub(super) struct Gate {
     access: Access,
     realm: String,
-    /// Requests that each token is still good for.
-    tokens: HashMap<String, u32>,
+    /// Of which repository each token is, and how many requests it is still good for.
+    tokens: HashMap<String, (String, u32)>,
+    issued: usize,
+    /// Seconds that new tokens claim to live.
+    life: u64,
 }
 
 impl Gate {
@@ -48,10 +51,18 @@ impl Gate {
             Access::Realm(url) => url.clone(),
             _ => format!("http://{host}/token"),
         };
-        Self { access, realm, tokens: HashMap::new() }
+        Self { access, realm, tokens: HashMap::new(), issued: 0, life: 300 }
     }
 
-    /// The refusal of a request for a blob, if it is one and is refused.
+    pub fn end_tokens(&mut self) {
+        self.tokens.clear();
+    }
+
+    pub fn set_life(&mut self, seconds: u64) {
+        self.life = seconds;
+    }
+
+    /// The refusal of a request for a blob or a manifest, if it is one and is refused.
     pub fn check(&mut self, seen: &Seen) -> Option<Response<Answer>> {
         if !seen.is_blob() {
             return None;
@@ -71,7 +82,7 @@ impl Gate {
                     .and_then(|text| text.strip_prefix("Bearer "))
                     .and_then(|token| self.tokens.get_mut(token));
                 match left {
-                    Some(left @ 1..) => {
+                    Some((of, left @ 1..)) if *of == repository(seen) => {
                         *left -= 1;
                         None
                     }
@@ -107,16 +118,24 @@ impl Gate {
         {
             return refuse(StatusCode::UNAUTHORIZED, "Basic");
         }
-        let token = format!("token-{}", self.tokens.len());
-        self.tokens.insert(token.clone(), uses);
-        reply(StatusCode::OK, [], whole(format!(r#"{{"token":"{token}","expires_in":300}}"#)))
+        let token = format!("token-{}", self.issued);
+        self.issued += 1;
+        let of = scope.trim_start_matches("repository:").trim_end_matches(":pull");
+        self.tokens.insert(token.clone(), (of.to_owned(), uses));
+        let life = self.life;
+        reply(StatusCode::OK, [], whole(format!(r#"{{"token":"{token}","expires_in":{life}}}"#)))
     }
 
     fn challenge(&self, seen: &Seen) -> String {
-        let path = seen.target.strip_prefix("/v2/").unwrap_or_default();
-        let repository = path.split("/blobs/").next().unwrap_or_default();
+        let repository = repository(seen);
         format!(r#"Bearer realm="{}",service="test",scope="repository:{repository}:pull""#, self.realm)
     }
+}
+
+fn repository(seen: &Seen) -> &str {
+    let path = seen.target.strip_prefix("/v2/").unwrap_or_default();
+    let end = path.find("/blobs/").or_else(|| path.find("/manifests/")).unwrap_or(path.len());
+    &path[..end]
 }
 
 fn basic(user: &str, password: &str) -> String {

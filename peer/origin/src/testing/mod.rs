@@ -187,6 +187,16 @@ impl FakeRegistry {
         self.state.turns.lock().1 = turn;
     }
 
+    /// No token that was issued so far is good any more.
+    pub fn end_tokens(&self) {
+        self.state.gate.lock().end_tokens();
+    }
+
+    /// How long tokens claim to live from now on.
+    pub fn set_token_life(&self, seconds: u64) {
+        self.state.gate.lock().set_life(seconds);
+    }
+
     /// Everything that has been asked so far, in order.
     pub fn seen(&self) -> Vec<Seen> {
         self.state.seen.lock().clone()

@@ -4,6 +4,7 @@
 
 mod access;
 mod blobs;
+mod grant;
 mod image;
 mod real;
 mod redirects;
