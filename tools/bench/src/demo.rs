@@ -28,7 +28,7 @@ pub struct Options {
     /// The seed peer's link, in Mbit/s
     #[arg(long, value_name = "MBIT", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     seed_rate: u32,
-    /// Run this image, which has to print something, instead: whatever skopeo reads (docker://..., oci:DIR:TAG, docker-archive:FILE)
+    /// Run this image, which has to print something, instead: a local OCI layout DIR:TAG, or whatever skopeo reads (docker://..., docker-archive:FILE)
     #[arg(long, value_name = "REF")]
     image: Option<String>,
     /// What drives containerd; nerdctl where it could be built

@@ -18,7 +18,7 @@ cargo xtask COMMAND
   demo [OPTIONS]             start an ordinary image lazily on two nodes of a local cluster (root)
       --rate MBIT            each node's link, default 200
       --seed-rate MBIT       the seed peer's link, default 1000
-      --image REF            a local OCI layout PATH:TAG, or a reference that skopeo can read
+      --image REF            a local OCI layout DIR:TAG, or a reference that skopeo can read
       --client nerdctl|api   what drives containerd, default nerdctl where it could be built
       --keep                 leave everything running until Ctrl-C
   test [--unprivileged]      every check and test; --unprivileged leaves out those that need root

@@ -62,18 +62,14 @@ impl Image {
         })
     }
 
-    /// Copies whatever skopeo can read (`docker://...`, `oci:DIR:TAG`, `docker-archive:...`; a bare
-    /// name is a registry's) into a layout of the lab.
+    /// Copies whatever skopeo can read (`docker://...`, `oci:DIR:TAG`, `docker-archive:...`) into a layout of the lab.
+    /// Without a transport it is a local layout, `DIR:TAG`, where there is one, or else a registry's image.
     ///
     /// # Errors
     /// skopeo's.
     pub fn import(lab: &Lab, reference: &str) -> Result<Self> {
         let layout = lab.dir().join("import");
-        let from = if reference.contains(':') && has_transport(reference) {
-            reference.to_owned()
-        } else {
-            format!("docker://{reference}")
-        };
+        let from = with_transport(reference);
         let to = format!("oci:{}:user", layout.display());
         run(&mut command("skopeo", ["copy", "--quiet", "--src-tls-verify=false", &from, &to]))?;
         Self::open(&layout, "user")
@@ -92,6 +88,15 @@ pub fn obtain(lab: &Lab, recipe: &Recipe) -> Result<Vec<Image>> {
     recipe.versions.iter().map(|tag| Image::open(&layout, tag)).collect()
 }
 
+fn with_transport(reference: &str) -> String {
+    let is_layout = |(directory, _): (&str, &str)| Path::new(directory).join("oci-layout").is_file();
+    match reference {
+        _ if has_transport(reference) => reference.to_owned(),
+        _ if reference.rsplit_once(':').is_some_and(is_layout) => format!("oci:{reference}"),
+        _ => format!("docker://{reference}"),
+    }
+}
+
 fn has_transport(reference: &str) -> bool {
     const TRANSPORTS: [&str; 7] = [
         "docker://",
@@ -108,4 +113,19 @@ fn has_transport(reference: &str) -> bool {
 fn json(path: &Path) -> Result<Value> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_slice(&bytes).with_context(|| format!("{} is not JSON", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layout_on_disk_comes_before_a_registry() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("oci-layout"), "{}").unwrap();
+        let layout = format!("{}:v1", directory.path().display());
+        assert_eq!(with_transport(&layout), format!("oci:{layout}"));
+        assert_eq!(with_transport("registry.example/app:v1"), "docker://registry.example/app:v1");
+        assert_eq!(with_transport("oci:/elsewhere:v1"), "oci:/elsewhere:v1");
+    }
 }
