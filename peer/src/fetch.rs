@@ -52,6 +52,8 @@ pub struct Brought {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Giver {
+    /// Another layer on this node holds the same chunk.
+    OtherLayer,
     Origin,
     Peer(Parent),
 }

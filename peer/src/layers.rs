@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use d7y_chassis::tasks::{OnEnd, Tasks};
 use d7y_proto::scheduler::inventory::State;
-use d7y_store::{Layer, Store};
+use d7y_store::{Layer, Recovered, Store};
 use d7y_transfer::FailureCode;
 use d7y_types::{ByteRange, LayerRef, Sha256Digest};
 use parking_lot::Mutex;
@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::confirm::Confirmer;
 use crate::directory::{Changes, Directory, Plan, Refill};
 use crate::failure::OpenFailure;
-use crate::fetch::{Brought, FetchError, Fetcher};
+use crate::fetch::{Brought, FetchError, Fetcher, Giver};
 use crate::ingest::Ingester;
 use crate::metrics::Metrics;
 use crate::news::News;
@@ -23,6 +23,7 @@ use crate::openings::{Join, Openings, Outcome, Progress, Reporter};
 use crate::patience::Patience;
 use crate::receive::Receiver;
 use crate::rescue::{Cases, End, Reason};
+use crate::reuse::Reuser;
 
 /// Layers read from origins at once: each holds a connection, a thread and about 4 MiB.
 const MAX_INGESTS: usize = 8;
@@ -57,6 +58,8 @@ pub struct Layers {
     pub ingester: Ingester,
     pub receiver: Receiver,
     pub confirmer: Confirmer,
+    pub reuser: Reuser,
+    news: Arc<News>,
     pub metrics: Arc<Metrics>,
     pub tasks: Tasks,
     ingests: Semaphore,
@@ -89,11 +92,20 @@ impl Layers {
         let confirmer = Confirmer {
             store: store.clone(),
             fetcher: fetcher.clone(),
-            news,
+            news: news.clone(),
             directory: directory.clone(),
             tasks: tasks.clone(),
             background: config.background,
             turn: Arc::new(Semaphore::new(1)),
+        };
+        let reuser = Reuser {
+            store: store.clone(),
+            fetcher: fetcher.clone(),
+            news: news.clone(),
+            tasks: tasks.clone(),
+            background: config.background,
+            looking: Arc::default(),
+            turn: Arc::default(),
         };
         let ingests = Semaphore::new(MAX_INGESTS);
         let (openings, engaged) = (Openings::default(), Mutex::default());
@@ -107,6 +119,8 @@ impl Layers {
             ingester,
             receiver,
             confirmer,
+            reuser,
+            news,
             metrics,
             tasks,
             ingests,
@@ -180,6 +194,7 @@ impl Layers {
         if before.is_some_and(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(layer))) {
             return;
         }
+        self.reuser.look(layer).await;
         self.fetcher.add_layer(layer.clone(), self.config.background).await;
         self.find_parents(layer).await;
     }
@@ -272,21 +287,46 @@ impl Layers {
     ) -> Result<Brought, FetchError> {
         let missing: Vec<u32> =
             layer.chunks_in(range).filter(|number| !layer.readable().get(*number)).collect();
+        if missing.is_empty() {
+            return Ok(Brought::default());
+        }
+        self.reuser.look(layer).await;
         let (here, elsewhere): (Vec<u32>, Vec<u32>) =
             missing.into_iter().partition(|number| layer.may_be_here(*number));
         let mut wanted = elsewhere;
+        let mut last_from = None;
         if !here.is_empty() {
-            let (store, layer) = (self.store.clone(), layer.clone());
-            let lost = move |number: &u32| !matches!(store.recover(&layer, *number), Ok(true));
-            let recover = move || here.into_iter().filter(lost).collect::<Vec<_>>();
-            wanted.extend(tokio::task::spawn_blocking(recover).await.unwrap_or_default());
+            let (lost, reused) = self.recover(layer, here).await;
+            wanted.extend(lost);
+            last_from = reused.then_some(Giver::OtherLayer);
         }
         if wanted.is_empty() {
-            return Ok(Brought::default());
+            return Ok(Brought { last_from, ..Brought::default() });
         }
         // After a restart of the peer, containers read from layers that nobody has opened since.
         self.engage(layer).await;
         self.fetcher.ensure(layer, wanted, deadline).await
+    }
+
+    /// What of these chunks is not on this disk after all, and whether another layer had one of the others.
+    async fn recover(&self, layer: &Arc<Layer>, numbers: Vec<u32>) -> (Vec<u32>, bool) {
+        let (store, known, asked) = (self.store.clone(), layer.clone(), numbers.clone());
+        let recover = move || asked.iter().map(|number| store.recover(&known, *number)).collect::<Vec<_>>();
+        let Ok(outcomes) = tokio::task::spawn_blocking(recover).await else { return (numbers, false) };
+        let (mut lost, mut reused) = (Vec::new(), false);
+        for (number, outcome) in numbers.into_iter().zip(outcomes) {
+            match outcome {
+                Ok(Recovered::Here) => {}
+                Ok(Recovered::OtherLayer) => {
+                    reused = true;
+                    if layer.shareable().get(number) {
+                        self.news.announce(layer.pack(), number);
+                    }
+                }
+                Ok(Recovered::No) | Err(_) => lost.push(number),
+            }
+        }
+        (lost, reused)
     }
 
     /// Looks now and then at what nobody reports: layers of which readers want what no peer holds, and layers that have
@@ -402,11 +442,12 @@ impl Layers {
     /// Another peer wants what this one lacks: it is fetched where this one can, before the origin is read.
     async fn fill(&self, layer: &Arc<Layer>) -> End {
         self.confirmer.start(layer);
+        self.reuser.look(layer).await;
         self.fetcher.add_layer(layer.clone(), true).await;
         let count = || layer.readable().count() + layer.shareable().count();
         let (mut have, mut since) = (count(), Instant::now());
         let reachable = self.find_parents(layer).await;
-        let hopeful = || reachable || !layer.claimed().is_empty();
+        let hopeful = || reachable || !layer.claimed().is_empty() || !layer.with_twins().is_empty();
         while hopeful() && since.elapsed() < self.config.origin_fallback_after {
             tokio::time::sleep(WATCH_EVERY).await;
             if self.is_whole(layer) {

@@ -22,6 +22,7 @@ mod patience;
 mod preheat;
 mod receive;
 mod rescue;
+mod reuse;
 mod serve;
 mod start;
 #[cfg(test)]

@@ -252,6 +252,7 @@ async fn assemble(layer: Arc<Layer>, range: ByteRange, uncached: Uncached) -> st
 fn present(uncached: Vec<u8>, last_from: Option<Giver>) -> Answer {
     let (source, parent) = match last_from {
         None => (Source::Unspecified, String::new()),
+        Some(Giver::OtherLayer) => (Source::Layer, String::new()),
         Some(Giver::Origin) => (Source::Origin, String::new()),
         Some(Giver::Peer(parent)) if parent.seed => (Source::Seed, parent.address.to_string()),
         Some(Giver::Peer(parent)) => (Source::Node, parent.address.to_string()),

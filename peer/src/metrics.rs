@@ -2,6 +2,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use d7y_chassis::metrics::{Described, Registry, registry};
 use d7y_origin::{HostStats, OriginStats};
+use d7y_store::Usage;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -43,6 +44,8 @@ pub struct Metrics {
     pub received_chunks: Family<BySource, Counter>,
     pub uploaded_bytes: Counter,
     pub rejected_chunks: Family<BySource, Counter>,
+    pub reused_bytes: Counter,
+    pub damaged_chunks: Counter,
     pub layers_opened: Family<ByOutcome, Counter>,
     pub store_full: Counter,
     pub origin_refills: Counter,
@@ -77,6 +80,7 @@ impl Metrics {
         );
         registry.register("uploaded_bytes", "Bytes of frames sent to other peers", m.uploaded_bytes.clone());
         registry.register("rejected_chunks", "Chunks that failed their digest", m.rejected_chunks.clone());
+        m.register_disk(registry);
         registry.register(
             "layers_opened",
             "Layers whose index became known, by how",
@@ -130,6 +134,26 @@ impl Metrics {
         registry.register("store_bytes", "Bytes that count towards store.limit", m.store_bytes.clone());
         registry.register("demand_wait_seconds", "How long reads of missing data waited", demand_wait);
         metrics
+    }
+
+    fn register_disk(&self, registry: &mut Registry) {
+        registry.register(
+            "reused_bytes",
+            "Bytes of frames that were not fetched: another layer of this node has the same chunks",
+            self.reused_bytes.clone(),
+        );
+        registry.register(
+            "damaged_chunks",
+            "Chunks on this node's disk that were found damaged, and are not served",
+            self.damaged_chunks.clone(),
+        );
+    }
+
+    pub fn kept(&self, usage: &Usage) {
+        self.store_bytes.set(usage.kept_bytes);
+        self.store_limit_bytes.set(usage.limit_bytes);
+        self.reused_bytes.inner().store(usage.reused_bytes, Ordering::Relaxed);
+        self.damaged_chunks.inner().store(usage.damaged_chunks, Ordering::Relaxed);
     }
 
     pub fn asked_of_origins(&self, stats: &OriginStats) {

@@ -229,7 +229,7 @@ impl Preheater {
             for number in here {
                 // What cannot be recovered is fetched like all else.
                 match role {
-                    Role::Seed => drop(layer.confirm(number)),
+                    Role::Seed => drop(layer.confirm(number).and_then(|()| store.take_twin(&layer, number))),
                     Role::Node if layer.readable().get(number) => {}
                     Role::Node => drop(store.recover(&layer, number)),
                 }

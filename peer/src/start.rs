@@ -226,9 +226,7 @@ async fn watch(store: Arc<Store>, origin: Arc<Origin>, metrics: Arc<Metrics>, he
     let mut alarm: Option<Instant> = None;
     loop {
         tokio::time::sleep(STORE_WATCH).await;
-        let usage = store.usage();
-        metrics.store_bytes.set(usage.kept_bytes);
-        metrics.store_limit_bytes.set(usage.limit_bytes);
+        metrics.kept(&store.usage());
         metrics.asked_of_origins(&origin.stats());
         let refused = metrics.store_full.get();
         let full = refused > refused_before;

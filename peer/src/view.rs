@@ -51,6 +51,8 @@ pub struct LayerView {
     pub origin_bytes: u64,
     pub seed_bytes: u64,
     pub node_bytes: u64,
+    /// Not transferred: other layers of this node have the same chunks.
+    pub reused_bytes: u64,
     /// How long ago the last bytes came; nothing when none came since the start.
     pub quiet_ms: Option<u64>,
 }
@@ -95,6 +97,7 @@ fn status(sources: &Sources) -> StatusView {
                 origin_bytes: received.map_or(0, |received| received.origin_bytes),
                 seed_bytes: received.map_or(0, |received| received.seed_bytes),
                 node_bytes: received.map_or(0, |received| received.node_bytes),
+                reused_bytes: layer.reused_bytes(),
                 quiet_ms: received.map(|received| received.quiet().as_millis() as u64),
             }
         })

@@ -101,7 +101,7 @@ impl Metrics {
         registry.register("reads", "Reads of layer devices by result", self.reads.clone());
         registry.register(
             "read_miss_seconds",
-            "Time to answer a read of missing data, by who gave the last part: origin, seed, node, or shared with another read",
+            "Time to answer a read of missing data, by who gave the last part: origin, seed, node, another layer here, or shared with another read",
             self.miss_seconds.clone(),
         );
         registry.register("mounted_layers", "Layers mounted now", self.mounted_layers.clone());

@@ -125,6 +125,7 @@ pub fn source_name(source: Source) -> &'static str {
         Source::Origin => "origin",
         Source::Seed => "seed",
         Source::Node => "node",
+        Source::Layer => "layer",
     }
 }
 

@@ -14,17 +14,18 @@ pub struct TestLayer {
 
 impl TestLayer {
     pub fn random(files: u32, bytes: usize) -> Self {
-        let (mut tar, mut device) = (Vec::new(), Vec::new());
         let mut state = u64::from(files) << 32 | bytes as u64 | 1;
-        for n in 0..files {
-            let content: Vec<u8> = std::iter::repeat_with(|| {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                (state >> 32) as u8 & 0x3f
-            })
-            .take(bytes)
-            .collect();
+        Self::of((0..files).map(|_| content(&mut state, bytes)))
+    }
+
+    /// A layer of the files with these numbers: of two layers, files with the same number are the same.
+    pub fn numbered(files: impl IntoIterator<Item = u32>, bytes: usize) -> Self {
+        Self::of(files.into_iter().map(|n| content(&mut (u64::from(n) + 1), bytes)))
+    }
+
+    fn of(files: impl Iterator<Item = Vec<u8>>) -> Self {
+        let (mut tar, mut device) = (Vec::new(), Vec::new());
+        for (n, content) in files.enumerate() {
             add_file(&mut tar, &format!("file-{n:05}"), &content);
             device.extend_from_slice(&content);
             device.resize(device.len().next_multiple_of(4096), 0);
@@ -43,6 +44,16 @@ impl TestLayer {
             ..registry.add_blob("app", self.blob.clone())
         }
     }
+}
+
+fn content(state: &mut u64, bytes: usize) -> Vec<u8> {
+    let next = || {
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        (*state >> 32) as u8 & 0x3f
+    };
+    std::iter::repeat_with(next).take(bytes).collect()
 }
 
 /// One ustar entry (POSIX.1-2017, pax, ustar Interchange Format).

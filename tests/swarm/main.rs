@@ -7,6 +7,7 @@ mod layer;
 mod managed;
 mod private;
 mod rescue;
+mod reuse;
 mod rig;
 mod scheduled;
 

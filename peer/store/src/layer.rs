@@ -7,11 +7,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use d7y_image::{Chunk, Codec, open_unchanged};
 use d7y_types::{BLOCK_BYTES, ByteRange, LayerRef, PackId, Sha256Digest, TableHash};
+use parking_lot::Mutex;
+use rustix::fs::copy_file_range;
 
 use crate::bitmap::Bitmap;
 use crate::claims::Claims;
 use crate::error::StoreError;
+use crate::twins::Twins;
 use crate::verify::hash;
+
+/// Chunks of one layer that may be written at once.
+const WRITERS: usize = 16;
 
 /// Where a frame lies in a pack: what an upload reads.
 #[derive(Debug, Clone)]
@@ -44,6 +50,11 @@ pub struct Layer {
     /// What the store's limit counts: chunks and frames that are here or claimed to be, and the layer's small files.
     kept_bytes: AtomicU64,
     last_used: AtomicU64,
+    /// Held by who writes a chunk: a clone that proves wrong must not end up over bytes that are right.
+    writing: [Mutex<()>; WRITERS],
+    pub(crate) twins: Twins,
+    /// Of frames that were not fetched because another layer had the chunk.
+    pub(crate) reused_bytes: AtomicU64,
 }
 
 impl Layer {
@@ -79,6 +90,9 @@ impl Layer {
             chunks: index.chunks,
             kept_bytes: AtomicU64::new(0),
             last_used: AtomicU64::new(0),
+            writing: Default::default(),
+            twins: Twins::default(),
+            reused_bytes: AtomicU64::new(0),
         };
         layer.check_lengths()?;
         layer.set_zero_chunks()?;
@@ -135,6 +149,11 @@ impl Layer {
         self.kept_bytes.load(Ordering::Relaxed)
     }
 
+    /// Bytes of frames that were taken from other layers of this store, instead of being fetched, since the start.
+    pub fn reused_bytes(&self) -> u64 {
+        self.reused_bytes.load(Ordering::Relaxed)
+    }
+
     pub fn paths(&self) -> LayerPaths {
         LayerPaths {
             index: self.directory.join("index"),
@@ -181,31 +200,66 @@ impl Layer {
 
     /// Keeps a chunk that the caller has verified. The device first: readers wait for it, other peers do not.
     pub(crate) fn keep(&self, number: u32, frame: &[u8], data: &[u8]) -> Result<(), StoreError> {
-        let chunk = &self.chunks[number as usize];
         self.keep_data(number, data)?;
+        self.keep_frame(number, frame)
+    }
+
+    pub(crate) fn keep_frame(&self, number: u32, frame: &[u8]) -> Result<(), StoreError> {
+        let _writing = self.writing(number);
         if self.pack_bits.get(number) {
             return Ok(());
         }
+        let chunk = &self.chunks[number as usize];
         let path = || StoreError::io(self.directory.join("pack"));
         self.pack.write_all_at(frame, chunk.pack_offset).map_err(path())?;
-        let counted = self.claims.pack.clear(number).map_err(path())?;
-        if self.pack_bits.set(number).map_err(path())? && !counted {
-            self.kept_bytes.fetch_add(u64::from(chunk.frame_bytes), Ordering::Relaxed);
-        }
-        Ok(())
+        self.vouch(number, (&self.claims.pack, &self.pack_bits), u64::from(chunk.frame_bytes))
     }
 
     /// What is valid is not written again: it may be mounted.
     pub(crate) fn keep_data(&self, number: u32, data: &[u8]) -> Result<(), StoreError> {
+        let _writing = self.writing(number);
         if self.device_bits.get(number) {
             return Ok(());
         }
         let chunk = &self.chunks[number as usize];
         let path = || StoreError::io(self.directory.join("device"));
         self.device.write_all_at(data, chunk.device_range().offset).map_err(path())?;
-        let counted = self.claims.device.clear(number).map_err(path())?;
-        if self.device_bits.set(number).map_err(path())? && !counted {
-            self.kept_bytes.fetch_add(chunk.bytes(), Ordering::Relaxed);
+        self.vouch(number, (&self.claims.device, &self.device_bits), chunk.bytes())
+    }
+
+    /// Lets the chunk share the blocks of another layer's, on a file system that can. False when what lies there then is
+    /// not the chunk.
+    pub(crate) fn clone_data(&self, number: u32, source: &Layer, of: u32) -> Result<bool, StoreError> {
+        let _writing = self.writing(number);
+        if self.device_bits.get(number) {
+            return Ok(true);
+        }
+        let chunk = &self.chunks[number as usize];
+        let from = source.chunks[of as usize].device_range().offset;
+        let cloned =
+            clone_range((&source.device, from), (&self.device, chunk.device_range().offset), chunk.bytes());
+        cloned.map_err(StoreError::io(self.directory.join("device")))?;
+        if !self.device_matches(chunk) {
+            return Ok(false);
+        }
+        self.vouch(number, (&self.claims.device, &self.device_bits), chunk.bytes())?;
+        Ok(true)
+    }
+
+    pub(crate) fn device(&self) -> &File {
+        &self.device
+    }
+
+    fn writing(&self, number: u32) -> parking_lot::MutexGuard<'_, ()> {
+        self.writing[number as usize % WRITERS].lock()
+    }
+
+    /// Sets the bit of what was just written, and counts it unless its claim was counted.
+    fn vouch(&self, number: u32, of: (&Bitmap, &Bitmap), bytes: u64) -> Result<(), StoreError> {
+        let (claims, bits) = of;
+        let counted = claims.clear(number).map_err(StoreError::io(&self.directory))?;
+        if bits.set(number).map_err(StoreError::io(&self.directory))? && !counted {
+            self.kept_bytes.fetch_add(bytes, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -317,14 +371,21 @@ impl Layer {
         Claims::end(&self.directory).map_err(StoreError::io(&self.directory))
     }
 
-    /// Whether a reader may find the chunk on this disk: the device may turn out to hold it, or there is a frame.
+    /// Whether a reader may find the chunk on this disk: the device may turn out to hold it, there is a frame, or another
+    /// layer has it.
     pub fn may_be_here(&self, number: u32) -> bool {
-        self.claims.device.get(number) || self.claims.pack.get(number) || self.pack_bits.get(number)
+        self.may_give(number, false) || self.claims.device.get(number) || self.twins.has(number)
     }
 
-    /// Whether a chunk need not be fetched, as far as is known: it is readable, or claimed.
+    /// Whether a chunk need not be fetched, as far as is known: it is readable, claimed, or in another layer.
     pub fn counts_on(&self, number: u32) -> bool {
-        self.device_bits.get(number) || self.claims.device.get(number)
+        self.device_bits.get(number) || self.claims.device.get(number) || self.twins.has(number)
+    }
+
+    /// Whether this layer's own files may hold the chunk, as a frame or, where devices count, in any form.
+    pub(crate) fn may_give(&self, number: u32, devices: bool) -> bool {
+        let frame = self.pack_bits.get(number) || self.claims.pack.get(number);
+        frame || (devices && (self.device_bits.get(number) || self.claims.device.get(number)))
     }
 
     fn device_matches(&self, chunk: &Chunk) -> bool {
@@ -336,6 +397,19 @@ impl Layer {
     fn pack_matches(&self, number: u32, chunk: &Chunk) -> bool {
         self.read_frame(number).is_ok_and(|frame| crate::decode_chunk(chunk, &frame).is_ok())
     }
+}
+
+/// On XFS and btrfs the kernel shares whole blocks rather than copying them.
+fn clone_range(from: (&File, u64), to: (&File, u64), bytes: u64) -> io::Result<()> {
+    let ((source, mut read_at), (target, mut write_at)) = (from, to);
+    let end = read_at + bytes;
+    while read_at < end {
+        let left = (end - read_at) as usize;
+        if copy_file_range(source, Some(&mut read_at), target, Some(&mut write_at), left)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(())
 }
 
 fn hash_table(chunks: &[Chunk]) -> TableHash {

@@ -27,11 +27,12 @@ mod error;
 mod layer;
 mod staging;
 mod store;
+mod twins;
 mod verify;
 
 pub use bitmap::Bitmap;
 pub use error::StoreError;
 pub use layer::{FrameLocation, Layer, LayerPaths};
 pub use staging::Staging;
-pub use store::{RESERVE_BYTES, Store, StoreOptions, Usage, stored_format};
+pub use store::{RESERVE_BYTES, Recovered, Store, StoreOptions, Usage, stored_format};
 pub use verify::{VerifyError, decode_chunk};

@@ -34,6 +34,19 @@ pub struct Usage {
     pub limit_bytes: u64,
     pub layers: usize,
     pub evicted_layers: u64,
+    /// Of frames that were taken from other layers instead of being fetched, since the start.
+    pub reused_bytes: u64,
+    /// Chunks that were found not to be what their bits said, since the start.
+    pub damaged_chunks: u64,
+}
+
+/// What came of looking for a chunk on this disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recovered {
+    No,
+    /// It lay in the layer's own files.
+    Here,
+    OtherLayer,
 }
 
 /// All layers of this peer. Cheap to share; every method blocks on disk for as long as its I/O takes.
@@ -54,6 +67,10 @@ pub struct Store {
     leaving_bytes: AtomicU64,
     /// Held by who makes room; taken before `layers`.
     evicting: Mutex<()>,
+    /// Whether files of this file system can share blocks.
+    clones: bool,
+    pub(crate) reused_bytes: AtomicU64,
+    damaged_chunks: AtomicU64,
     _lock: File,
 }
 
@@ -89,6 +106,9 @@ impl Store {
             beside_bytes: AtomicU64::new(0),
             leaving_bytes: AtomicU64::new(0),
             evicting: Mutex::default(),
+            clones: can_clone(&staging),
+            reused_bytes: AtomicU64::new(0),
+            damaged_chunks: AtomicU64::new(0),
             _lock: lock,
         };
         store.open_layers()?;
@@ -182,12 +202,23 @@ impl Store {
         layer.keep_data(number, data)
     }
 
-    /// Makes a chunk readable from what is here of it: what an earlier boot wrote, or a frame. False when that does not do.
-    pub fn recover(&self, layer: &Layer, number: u32) -> Result<bool, StoreError> {
+    /// Makes a chunk readable from what is here of it: what an earlier boot wrote, a frame, or another layer.
+    pub fn recover(&self, layer: &Layer, number: u32) -> Result<Recovered, StoreError> {
         layer.confirm_data(number)?;
         if layer.readable().get(number) {
-            return Ok(true);
+            return Ok(Recovered::Here);
         }
+        if self.recover_frame(layer, number)? {
+            return Ok(Recovered::Here);
+        }
+        if self.take_twin(layer, number)? {
+            return Ok(Recovered::OtherLayer);
+        }
+        // Somebody else may have brought it meanwhile.
+        Ok(if layer.readable().get(number) { Recovered::Here } else { Recovered::No })
+    }
+
+    fn recover_frame(&self, layer: &Layer, number: u32) -> Result<bool, StoreError> {
         layer.confirm_frame(number)?;
         if !layer.shareable().get(number) {
             return Ok(false);
@@ -195,11 +226,27 @@ impl Store {
         let frame = layer.read_frame(number)?;
         let Ok(data) = crate::decode_chunk(&layer.chunks()[number as usize], &frame) else {
             layer.withdraw_frame(number)?;
+            self.found_damage(layer, number);
             return Ok(false);
         };
         self.make_room(data.len() as u64, layer.digest())?;
         layer.keep_data(number, &data)?;
         Ok(true)
+    }
+
+    pub(crate) fn found_damage(&self, layer: &Layer, number: u32) {
+        self.damaged_chunks.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(layer = %layer.digest(), chunk = number, "a chunk on disk is not what it was");
+    }
+
+    /// Whether what is wanted here is what can be mounted, rather than only what can be passed on.
+    pub(crate) fn keeps_devices(&self) -> bool {
+        self.options.devices
+    }
+
+    /// Whether the store's file system shares blocks between files.
+    pub fn clones(&self) -> bool {
+        self.clones
     }
 
     /// A lower limit is reached with the next chunks: each evicts until there is room again.
@@ -222,6 +269,8 @@ impl Store {
             limit_bytes: self.limit_bytes.load(Ordering::Relaxed),
             layers: layers.len(),
             evicted_layers: self.evicted_layers.load(Ordering::Relaxed),
+            reused_bytes: self.reused_bytes.load(Ordering::Relaxed),
+            damaged_chunks: self.damaged_chunks.load(Ordering::Relaxed),
         }
     }
 
@@ -232,7 +281,7 @@ impl Store {
         self.keep_to_limit(0, None).inspect_err(|_| self.beside_bytes.store(before, Ordering::Relaxed))
     }
 
-    fn make_room(&self, bytes: u64, user: Sha256Digest) -> Result<(), StoreError> {
+    pub(crate) fn make_room(&self, bytes: u64, user: Sha256Digest) -> Result<(), StoreError> {
         self.keep_to_limit(bytes, Some(user))?;
         match free_bytes(&self.options.directory) {
             Some(free) if free < RESERVE_BYTES + bytes => Err(StoreError::Full),
@@ -366,6 +415,16 @@ pub fn stored_format(directory: &Path) -> Result<bool, StoreError> {
         return Ok(true);
     }
     Err(StoreError::Version { path: directory.to_owned(), found: found.to_owned(), expected: FORMAT_VERSION })
+}
+
+/// Tried with two small files: what a file system can also depends on how it was made.
+fn can_clone(directory: &Path) -> bool {
+    let [from, to] = ["clone.from", "clone.to"].map(|name| directory.join(name));
+    let cloned = fs::write(&from, [1; 4096])
+        .and_then(|()| Ok((File::open(&from)?, File::create(&to)?)))
+        .is_ok_and(|(from, to)| rustix::fs::ioctl_ficlone(to, from).is_ok());
+    [from, to].iter().for_each(|path| drop(fs::remove_file(path)));
+    cloned
 }
 
 fn boot_id() -> String {

@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use d7y_image::{Chunk, Codec};
-use d7y_store::{Layer, Store, StoreError, StoreOptions, decode_chunk};
+use d7y_store::{Layer, Recovered, Store, StoreError, StoreOptions, decode_chunk};
 use d7y_types::{BLOCK_BYTES, ByteRange, ChunkHash};
 
 use fixture::{CHUNK_BYTES, commit, fixture, open};
@@ -174,8 +174,8 @@ fn a_new_boot_withdraws_what_the_disk_lost() {
     assert!(!layer.readable().get(1), "the damaged chunk must be fetched again");
     assert!(layer.frame(1).is_some(), "its frame is whole");
     assert_eq!(layer.kept_bytes(), kept - CHUNK_BYTES as u64);
-    assert!(store.recover(&layer, 1).unwrap());
-    assert!(store.recover(&layer, 3).unwrap());
+    assert_eq!(store.recover(&layer, 1).unwrap(), Recovered::Here);
+    assert_eq!(store.recover(&layer, 3).unwrap(), Recovered::Here);
     assert!(layer.readable().is_full() && layer.kept_bytes() == kept);
 }
 
@@ -219,8 +219,9 @@ fn a_damaged_frame_is_given_to_nobody_and_replaced() {
     let kept = layer.kept_bytes();
     let pack = fs::OpenOptions::new().write(true).open(layer.paths().device.with_file_name("pack")).unwrap();
     pack.write_all_at(&[0xff; 4], 0).unwrap();
-    assert!(!store.recover(&layer, 0).unwrap());
-    assert!(layer.frame(0).is_none() && store.recover(&layer, 1).unwrap());
+    assert_eq!(store.recover(&layer, 0).unwrap(), Recovered::No);
+    assert!(layer.frame(0).is_none());
+    assert_eq!(store.recover(&layer, 1).unwrap(), Recovered::Here);
     store.keep(&layer, 0, &fixture.frames[0], &fixture.data[0]).unwrap();
     assert_eq!(layer.read_frame(0).unwrap(), fixture.frames[0]);
     assert_eq!(layer.kept_bytes(), kept + 2 * CHUNK_BYTES as u64);

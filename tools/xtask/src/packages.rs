@@ -26,6 +26,7 @@ pub const RIG: &[&str] = &[
     "tar",
     "umoci",
     "util-linux",
+    "xfsprogs",
 ];
 
 /// Installs those that are missing, after naming them.

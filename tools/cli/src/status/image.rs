@@ -67,8 +67,16 @@ impl Status {
     }
 
     pub fn text(&self) -> String {
-        let mut table =
-            Table::new(["LAYER", "SIZE", "PRESENT", "MOUNTED", "FROM ORIGIN", "FROM SEEDS", "FROM NODES"]);
+        let mut table = Table::new([
+            "LAYER",
+            "SIZE",
+            "PRESENT",
+            "MOUNTED",
+            "FROM ORIGIN",
+            "FROM SEEDS",
+            "FROM NODES",
+            "REUSED",
+        ]);
         for layer in &self.layers {
             let mounted = if layer.mounted { "yes" } else { "no" }.to_owned();
             let unknown = || "-".to_owned();
@@ -82,6 +90,7 @@ impl Status {
                 bytes(|layer| layer.origin_bytes),
                 bytes(|layer| layer.seed_bytes),
                 bytes(|layer| layer.node_bytes),
+                bytes(|layer| layer.reused_bytes),
             ]);
         }
         let containers = match self.containers.as_slice() {
@@ -90,7 +99,7 @@ impl Status {
         };
         format!(
             "{}\n{}\n{} of its data is here; containers: {containers}\n\n{}\nFROM counts transferred bytes since the peer \
-             started.\n",
+             started; REUSED those that other layers of this node had.\n",
             self.reference,
             self.manifest,
             percent(self.present),
