@@ -4,7 +4,7 @@
 //! three intervals, the row is out of every view. Nothing of this is in memory only: views are questions to the database,
 //! so that several managers show the same.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -217,9 +217,9 @@ fn name(name: String) -> Result<String, Status> {
     if sound { Ok(name) } else { Err(refuse()) }
 }
 
-/// Those that are well described; a scheduler of another version may know more roles.
+/// Those that are well described, by name; a scheduler of another version may know more roles.
 fn peers(seen: wire::Peers) -> Vec<SeenPeer> {
-    let mut unique = HashMap::new();
+    let mut unique = BTreeMap::new();
     for peer in seen.peers.into_iter().take(MAX_PEERS) {
         let role = match peer.role() {
             wire::Role::Node => PeerRole::Node,

@@ -12,7 +12,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::SOON;
 
 pub const PASSWORD: &str = "correct horse battery";
-pub const INTERVAL: Duration = Duration::from_millis(300);
+/// Three of them are longer than a loaded machine keeps a task waiting that has to beat.
+pub const INTERVAL: Duration = Duration::from_secs(2);
 
 /// A manager that can be killed and started again on the same directory and ports.
 pub struct Manager {
