@@ -201,7 +201,9 @@ impl Directory {
             _ => None,
         };
         let mine = me.is_some_and(|me| seeds.iter().all(|seed| rank(seed.address) < rank(me)));
-        Plan { ingest: seeds.is_empty() || mine, ask: seeds, ..Plan::default() }
+        // A scheduler that is slow is asked again until the opener's patience is over: what it says spares the registry.
+        let alone = seeds.is_empty() && !asked;
+        Plan { ingest: alone || mine, ask: seeds, ..Plan::default() }
     }
 
     /// The seeds, configured or discovered, other than this peer, in an order that spreads layers over them.

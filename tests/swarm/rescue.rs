@@ -136,7 +136,7 @@ async fn the_origin_is_not_asked_again_for_readers_that_have_left() {
 }
 
 /// Passes bytes on until it is told to hang: connections stay up, and nothing moves.
-async fn proxy(to: SocketAddr) -> (SocketAddr, CancellationToken) {
+pub async fn proxy(to: SocketAddr) -> (SocketAddr, CancellationToken) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let (address, hang) = (listener.local_addr().unwrap(), CancellationToken::new());
     let hanging = hang.clone();

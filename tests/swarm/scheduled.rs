@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::layer::TestLayer;
+use crate::rescue::proxy;
 use crate::rig::{Cluster, Peer, SEED_KEY, runtime};
 use crate::{SOON, blob_requests};
 
@@ -181,6 +182,22 @@ async fn a_dead_scheduler_is_not_noticed_and_a_new_one_learns_everything() {
     let two = join(&cluster, address, "two", Role::Node).await;
     two.assert_reads(&known_reference, &known).await;
     assert_eq!(blob_requests(&registry), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_scheduler_sends_nobody_to_the_origin_before_time() {
+    let registry = FakeRegistry::start().await;
+    let layer = TestLayer::random(5, 30_000);
+    let reference = layer.push(&registry);
+    let (cluster, scheduler) = (Cluster::new(), Scheduler::start(any()).await);
+    let (address, hang) = proxy(scheduler.address).await;
+    let patience = Duration::from_secs(3);
+    let patient = |config: &mut Config| config.fetch.origin_fallback_after = patience.into();
+    let node = join_with(&cluster, address, "node", patient).await;
+    hang.cancel();
+    let asked = std::time::Instant::now();
+    node.assert_reads(&reference, &layer).await;
+    assert!(asked.elapsed() >= patience, "it read the origin after {:?}", asked.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
