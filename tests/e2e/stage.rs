@@ -26,10 +26,11 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// The packages that `cargo xtask test` builds beforehand: the same set has the same features, and nothing is
 /// built twice.
-const PACKAGES: [&str; 5] = ["d7y-peer", "d7y-scheduler", "d7y-snapshotter", "d7y-bench", "d7y-cli"];
+const PACKAGES: [&str; 6] =
+    ["d7y-manager", "d7y-peer", "d7y-scheduler", "d7y-snapshotter", "d7y-bench", "d7y-cli"];
 
 /// What the tests start.
-const PROGRAMS: [&str; 4] = ["d7y-peer", "d7y-scheduler", "d7y-snapshotter", "d7y"];
+const PROGRAMS: [&str; 5] = ["d7y-manager", "d7y-peer", "d7y-scheduler", "d7y-snapshotter", "d7y"];
 
 /// One lab at a time: two cores carry one cluster.
 static TURN: Mutex<Daemons> = Mutex::new(Daemons::Stale);

@@ -7,6 +7,7 @@ mod full;
 
 mod gone;
 mod killed;
+mod preheat;
 mod start;
 mod status;
 mod systemd;

@@ -1,12 +1,12 @@
-//! The main job: an ordinary image starts lazily on two nodes through the swarm.
+//! The main job: an ordinary image starts lazily on two nodes through the swarm; and a preheated one from their disks.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use crate::measure::{self, Measured, Moved, Run, drop_caches};
-use crate::rig::client::{self, Api, Client, Nerdctl, Wanted};
+use crate::rig::client::{self, Api, Client, Nerdctl, Reference, Wanted};
 use crate::rig::cluster::{Cluster, D7yNode, Extra, Peer};
 use crate::rig::command::shown;
 use crate::rig::compare::{self, Tree};
@@ -15,9 +15,13 @@ use crate::rig::image::{self, Image, recipe};
 use crate::rig::interrupt;
 use crate::rig::lab::Lab;
 use crate::rig::leftovers::mounts_below;
+use crate::rig::manager::Manager;
 use crate::rig::node::{Node, Snapshotter};
 use crate::rig::places::Places;
 use crate::table::{Table, megabytes};
+
+/// How long a preheat may take, on any link that somebody would choose.
+const PREHEATED: Duration = Duration::from_secs(3600);
 
 /// Start an ordinary image lazily on two nodes of a local cluster.
 #[derive(clap::Args, Debug)]
@@ -34,7 +38,7 @@ pub struct Options {
     /// What drives containerd; nerdctl where it could be built
     #[arg(long, value_enum)]
     client: Option<Driver>,
-    /// Leave everything running until Ctrl-C, and print how to look around
+    /// Leave everything running until Ctrl-C, and print how to look around and to preheat
     #[arg(long)]
     keep: bool,
 }
@@ -73,18 +77,21 @@ fn show(lab: &Lab, options: &Options) -> Result<()> {
     let stage = Stage::set(lab, options)?;
     let mut rows = Vec::new();
     stage.play(&mut rows)?;
-    println!("\n{}", table(&rows));
+    println!("\n{}", stage.table(&rows)?);
     println!(
-        "Bytes in MB: until the first output / when all transfers had settled. present: part of the image's"
+        "Bytes in MB: until the first output / when all transfers had settled. own disk: part of the bytes"
     );
     println!(
-        "data on the node at its first output. Links: nodes {} Mbit/s, seed {} Mbit/s.",
+        "that the start reads (by node 1's access trace) which the node had before it. present: part of the"
+    );
+    println!(
+        "image's data on the node at its first output. Links: nodes {} Mbit/s, seed {} Mbit/s.",
         options.rate, options.seed_rate
     );
     stage.say_egress();
     let equal = stage.compare(&rows)?;
     if options.keep {
-        stage.say_how_to_look();
+        stage.say_how_to_look()?;
         interrupt::wait_forever();
     }
     drop(rows);
@@ -125,8 +132,9 @@ impl<'a> Stage<'a> {
             || images.iter().map(|image| Ok((image.tag.clone(), compare::unpacked(lab, image)?))).collect();
         let expected = step("unpack it with umoci, to compare with", unpack)?;
         let link = Link(Some(options.rate));
-        let cluster =
-            step("registry, scheduler, seed peer", || Cluster::start(lab, Link(Some(options.seed_rate))))?;
+        let cluster = step("registry, manager, scheduler, seed peer", || {
+            Cluster::managed(lab, Link(Some(options.seed_rate)))
+        })?;
         let extra = Extra::default();
         let nodes = step("two nodes with d7y, one without", || {
             Ok((
@@ -134,13 +142,25 @@ impl<'a> Stage<'a> {
                 Node::start(lab, lab.host("node3", link)?, None)?,
             ))
         })?;
-        step("push the image, unconverted", || {
-            images
-                .iter()
-                .try_for_each(|image| cluster.registry.push(&image.layout, &image.tag, "app").map(drop))
-        })?;
         let (nodes, baseline) = nodes;
-        Ok(Self { lab, client, images, expected, cluster, nodes, baseline })
+        let stage = Self { lab, client, images, expected, cluster, nodes, baseline };
+        let before_preheat = &stage.images[..stage.images.len().min(2)];
+        step("push the image, unconverted", || {
+            before_preheat.iter().try_for_each(|image| stage.push(image))
+        })?;
+        Ok(stage)
+    }
+
+    fn push(&self, image: &Image) -> Result<()> {
+        self.cluster.registry.push(&image.layout, &image.tag, "app").map(drop)
+    }
+
+    fn reference(&self, image: &Image) -> Result<Reference> {
+        format!("{}/app:{}", self.cluster.registry.name(), image.tag).parse()
+    }
+
+    fn manager(&self) -> Result<&Manager> {
+        self.cluster.manager.as_ref().context("the cluster was started without a manager")
     }
 
     /// The runs, in order; each leaves its container running.
@@ -165,6 +185,32 @@ impl<'a> Stage<'a> {
             drop_caches();
             rows.push(self.row("d7y, node 2, version 2", Some(1), second)?);
         }
+        if let Some(third) = self.images.get(2) {
+            step("push version 3, with one more layer of packages", || self.push(third))?;
+            step("preheat version 3 to every peer", || self.preheat(third))?;
+            drop_caches();
+            rows.push(self.row("d7y, node 1, version 3, preheated", Some(0), third)?);
+            drop_caches();
+            rows.push(self.row("d7y, node 2, version 3, preheated", Some(1), third)?);
+        }
+        Ok(())
+    }
+
+    /// Has the manager bring an image to every disk before anybody starts it.
+    fn preheat(&self, image: &Image) -> Result<()> {
+        let mut d7y = self.manager()?.preheat(&self.lab.places, &self.reference(image)?)?;
+        println!("    {}", shown(&d7y));
+        let counter = &self.cluster.registry.counter;
+        let before = counter.total();
+        self.lab.show("preheat", &mut d7y, PREHEATED)?;
+        let sent = counter.total().since(&before).body_bytes;
+        println!("    sent by the registry: {} MB", megabytes(sent));
+        for D7yNode { peer, .. } in &self.nodes {
+            let present = peer.share_present(image)?;
+            if present < 1.0 {
+                bail!("{} has only {present} of what is said to be preheated", peer.host.name);
+            }
+        }
         Ok(())
     }
 
@@ -174,7 +220,7 @@ impl<'a> Stage<'a> {
                 Some(number) => (&self.nodes[number].node, Snapshotter::D7y),
                 None => (&self.baseline, Snapshotter::Overlayfs),
             };
-            let reference = format!("{}/app:{}", self.cluster.registry.name(), image.tag).parse()?;
+            let reference = self.reference(image)?;
             let run = Run {
                 node,
                 peer: d7y.map(|number| &self.nodes[number].peer),
@@ -231,12 +277,13 @@ impl<'a> Stage<'a> {
         Ok(equal)
     }
 
-    fn say_how_to_look(&self) {
+    fn say_how_to_look(&self) -> Result<()> {
         println!(
             "\nEverything runs until Ctrl-C. Files, logs and configurations: {}",
             self.lab.dir().display()
         );
         println!("registry (counted)  http://{}/v2/", self.cluster.registry.name());
+        self.say_how_to_preheat()?;
         println!("scheduler           http://{}/metrics", self.cluster.scheduler.address());
         println!("seed                http://{}/metrics", self.cluster.seed.service.address());
         let nodes = [&self.nodes[0].node, &self.nodes[1].node, &self.baseline];
@@ -245,7 +292,7 @@ impl<'a> Stage<'a> {
             println!("  containerd  {}", node.socket().display());
             if let Some(nerdctl) = self.lab.places.nerdctl() {
                 let mut line = Nerdctl::new(nerdctl).command(node);
-                let reference = format!("{}/app:{}", self.cluster.registry.name(), self.images[0].tag);
+                let reference = self.reference(&self.images[0])?.to_string();
                 line.args(["--snapshotter", snapshotter, "run", "--rm", "--net", "host", &reference]);
                 println!("  {}", shown(&line));
             }
@@ -259,6 +306,23 @@ impl<'a> Stage<'a> {
                 node.peer.socket().display()
             );
         }
+        Ok(())
+    }
+
+    fn say_how_to_preheat(&self) -> Result<()> {
+        let manager = self.manager()?;
+        println!("manager             http://{}, root's password {}", manager.rest(), manager.password());
+        println!("  a token of root's {}", manager.token());
+        let image = self.images.last().context("no image")?;
+        let line = manager.preheat(&self.lab.places, &self.reference(image)?)?;
+        println!("  D7Y_TOKEN={} {}", manager.token(), shown(&line));
+        Ok(())
+    }
+
+    fn table(&self, rows: &[Row<'_>]) -> Result<Table> {
+        let own = |row: &Row<'_>| row.measured.had.share(row.run.image, &self.nodes[0].peer);
+        let own = rows.iter().map(own).collect::<Result<Vec<_>>>()?;
+        Ok(table(rows, &own))
     }
 }
 
@@ -273,7 +337,8 @@ fn report(expected: &Tree, row: &Row<'_>) -> Result<compare::Report> {
     compare::container(expected, &held.rootfs)
 }
 
-fn table(rows: &[Row<'_>]) -> Table {
+/// `own` has each row's part that came from the node's own disk, where it is known.
+fn table(rows: &[Row<'_>], own: &[Option<f64>]) -> Table {
     let mut table = Table::new(&[
         "run",
         "first output s",
@@ -282,10 +347,12 @@ fn table(rows: &[Row<'_>]) -> Table {
         "requests",
         "seed MB",
         "other node MB",
+        "own disk",
         "present",
     ]);
+    let percent = |share: f64| format!("{:.0} %", share * 100.0);
     let baseline = rows.first().map_or(1.0, |row| row.measured.first.after.as_secs_f64());
-    for Row { title, measured, settled, .. } in rows {
+    for (Row { title, measured, settled, .. }, own) in rows.iter().zip(own) {
         let both = |of: fn(&Moved) -> u64| {
             format!("{} / {}", megabytes(of(&measured.until_first)), megabytes(of(settled)))
         };
@@ -298,7 +365,8 @@ fn table(rows: &[Row<'_>]) -> Table {
             format!("{} / {}", measured.until_first.registry.requests, settled.registry.requests),
             both(|moved| moved.received.seed_bytes),
             both(|moved| moved.received.node_bytes),
-            format!("{:.0} %", measured.share_at_first * 100.0),
+            own.map_or_else(|| "-".into(), percent),
+            percent(measured.share_at_first),
         ]);
     }
     table

@@ -6,5 +6,6 @@
 pub mod bench;
 pub mod demo;
 pub mod measure;
+pub mod own_disk;
 pub mod rig;
 pub mod table;

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use crate::own_disk::Had;
 use crate::rig::client::{Client, FirstOutput, Started, Wanted};
 use crate::rig::cluster::{Peer, Received};
 use crate::rig::counter::{Counter, Traffic};
@@ -53,6 +54,8 @@ pub struct Measured {
     pub until_first: Moved,
     /// Part of the image's data on the node at the first output, 0 to 1; plain nodes have all of it.
     pub share_at_first: f64,
+    /// What was on the node's disk before; nothing on plain nodes.
+    pub had: Had,
     /// Keeps the container running.
     pub started: Started,
     before: Moved,
@@ -63,12 +66,13 @@ pub struct Measured {
 /// # Errors
 /// The client's, or the application ended without output.
 pub fn run(client: &dyn Client, run: &Run<'_>) -> Result<Measured> {
+    let had = run.peer.map_or_else(Had::default, |peer| Had::look(peer, run.image));
     let before = moved(run)?;
     let started = client.start(run.node, &run.wanted, &run.container)?;
     let first = started.first_output(FIRST_OUTPUT)?;
     let until_first = since(&moved(run)?, &before);
     let share_at_first = run.peer.map_or(Ok(1.0), |peer| peer.share_present(run.image))?;
-    Ok(Measured { first, until_first, share_at_first, started, before })
+    Ok(Measured { first, until_first, share_at_first, had, started, before })
 }
 
 /// Waits until nothing moves any more, and returns all that did since the run began.

@@ -54,7 +54,7 @@ pub enum Profile {
 pub fn build(profile: Profile) -> Result<()> {
     let mut build = run::cargo();
     build.args(["build", "--locked", "--bins"]);
-    for package in ["d7y-peer", "d7y-scheduler", "d7y-snapshotter", "d7y-bench", "d7y-cli"] {
+    for package in ["d7y-manager", "d7y-peer", "d7y-scheduler", "d7y-snapshotter", "d7y-bench", "d7y-cli"] {
         build.args(["-p", package]);
     }
     if let Profile::Release = profile {

@@ -1,4 +1,4 @@
-//! A registry, a scheduler, a seed peer, and nodes with d7y.
+//! A registry, a scheduler, a seed peer, nodes with d7y, and a manager where it is wanted.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -8,16 +8,20 @@ use anyhow::{Context, Result};
 use d7y_image::IndexSigner;
 use d7y_peer_client::LocalClient;
 
-use super::config::{self, PeerRole};
+use super::config::{self, Found, PeerRole};
 use super::host::{Host, Link};
 use super::image::Image;
 use super::lab::{Lab, random_bytes};
+use super::manager::{Manager, Member};
 use super::metrics::Samples;
 use super::node::Node;
 use super::registry::Registry;
 use super::service::{Plan, Service};
 
 const STATUS: Duration = Duration::from_secs(5);
+
+/// How long a peer may take to find its scheduler.
+const CONNECTED: Duration = Duration::from_secs(30);
 
 /// More of the daemons' command lines, for tests: `--set KEY=VALUE`.
 #[derive(Clone, Debug, Default)]
@@ -29,23 +33,46 @@ pub struct Extra {
 /// What all nodes share.
 pub struct Cluster {
     pub registry: Registry,
+    pub manager: Option<Manager>,
     pub scheduler: Service,
     pub seed: Peer,
     shared: config::Shared,
 }
 
 impl Cluster {
+    /// Without a manager: the peers' configuration lists scheduler and seed.
+    ///
     /// # Errors
     /// One of the daemons does not come up.
     pub fn start(lab: &Lab, seed: Link) -> Result<Self> {
         let registry = Registry::start(lab)?;
-        let seed = lab.host("seed", seed)?;
-        let host = lab.host("scheduler", Link(None))?;
+        Self::around(lab, registry, None, seed)
+    }
+
+    /// With a manager, through which peers find scheduler and seed.
+    ///
+    /// # Errors
+    /// One of the daemons does not come up.
+    pub fn managed(lab: &Lab, seed: Link) -> Result<Self> {
+        let registry = Registry::start(lab)?;
+        let manager = Manager::start(lab, registry.name())?;
+        Self::around(lab, registry, Some(manager), seed)
+    }
+
+    fn around(lab: &Lab, registry: Registry, manager: Option<Manager>, seed: Link) -> Result<Self> {
+        let (host, seed) = (lab.host("scheduler", Link(None))?, lab.host("seed", seed)?);
+        let server = SocketAddr::new(host.address.into(), config::SCHEDULER_PORT);
+        let found = match &manager {
+            Some(manager) => Found::Through { manager: manager.grpc() },
+            None => Found::Listed {
+                scheduler: server,
+                seed: SocketAddr::new(seed.address.into(), config::TRANSFER_PORT),
+            },
+        };
         let signing_key = hex::encode(random_bytes::<32>()?);
         let shared = config::Shared {
             registry: registry.name().to_owned(),
-            scheduler: SocketAddr::new(host.address.into(), config::SCHEDULER_PORT),
-            seed: SocketAddr::new(seed.address.into(), config::TRANSFER_PORT),
+            found,
             public_key: hex::encode(IndexSigner::from_hex(&signing_key)?.public_key()),
             signing_key,
         };
@@ -53,14 +80,16 @@ impl Cluster {
         let scheduler = Plan {
             name: "scheduler".into(),
             program: "d7y-scheduler",
-            config: config::scheduler(shared.scheduler, health),
+            config: config::scheduler(server, health, manager.as_ref().map(Manager::grpc)),
             arguments: Vec::new(),
             host,
             health,
         };
         let scheduler = Service::start(lab, scheduler)?;
+        manager.as_ref().map_or(Ok(()), |manager| manager.wait_for(Member::Scheduler))?;
         let seed = Peer::start(lab, seed, &shared, PeerRole::Seed, &[])?;
-        Ok(Self { registry, scheduler, seed, shared })
+        manager.as_ref().map_or(Ok(()), |manager| manager.wait_for(Member::Seed))?;
+        Ok(Self { registry, manager, scheduler, seed, shared })
     }
 
     /// Adds a node whose containerd uses d7y.
@@ -98,6 +127,7 @@ pub struct Peer {
     pub host: Host,
     pub service: Service,
     socket: PathBuf,
+    store: PathBuf,
 }
 
 /// What a peer has received and has, at one time.
@@ -133,7 +163,7 @@ impl Peer {
         extra: &[String],
     ) -> Result<Self> {
         let config = config::Peer { name: &host.name, dir: &host.dir, address: host.address, role };
-        let socket = config.socket();
+        let (socket, store) = (config.socket(), config.store());
         let plan = Plan {
             name: format!("{}-peer", host.name),
             program: "d7y-peer",
@@ -142,11 +172,30 @@ impl Peer {
             host: host.clone(),
             health: SocketAddr::new(host.address.into(), config::PEER_METRICS_PORT),
         };
-        Ok(Self { service: Service::start(lab, plan)?, host, socket })
+        let peer = Self { service: Service::start(lab, plan)?, host, socket, store };
+        if let Found::Through { .. } = shared.found {
+            peer.wait_connected()?;
+        }
+        Ok(peer)
+    }
+
+    /// Waits for the session with the scheduler.
+    fn wait_connected(&self) -> Result<()> {
+        let connected = || {
+            Samples::of(self.service.address())
+                .is_ok_and(|samples| samples.sum("d7y_peer_scheduler_connected", &[]) > 0.0)
+        };
+        let waited = self.service.daemon.wait_ready(CONNECTED, connected);
+        waited.with_context(|| format!("{} has no session with the scheduler", self.host.name))
     }
 
     pub fn address(&self) -> IpAddr {
         self.host.address.into()
+    }
+
+    /// Its chunks and traces, as `peer/store` describes them.
+    pub fn store(&self) -> &std::path::Path {
+        &self.store
     }
 
     /// Where the snapshotter reaches it.
@@ -162,22 +211,25 @@ impl Peer {
         Ok(Received { origin_bytes: bytes("origin"), seed_bytes: bytes("seed"), node_bytes: bytes("node") })
     }
 
-    /// The part of an image's uncompressed data that is on this node, from 0 to 1.
+    /// The part of an image's uncompressed data that is on this node, from 0 to 1. A layer that the peer does not know
+    /// counts with its compressed size.
     ///
     /// # Errors
     /// The peer does not answer.
     pub fn share_present(&self, image: &Image) -> Result<f64> {
         let status = self.status()?;
         let (mut present, mut total) = (0.0, 0.0);
-        for (digest, _) in &image.layers {
+        for (digest, size) in &image.layers {
             let known = |layer: &&d7y_proto::local::LayerStatus| {
                 digest.strip_prefix("sha256:") == Some(hex::encode(&layer.digest).as_str())
             };
-            if let Some(layer) = status.layers.iter().find(known) {
-                let bytes = layer.device_bytes as f64;
-                total += bytes;
-                present += bytes * f64::from(layer.chunks_present) / f64::from(layer.chunks.max(1));
-            }
+            let Some(layer) = status.layers.iter().find(known) else {
+                total += *size as f64;
+                continue;
+            };
+            let bytes = layer.device_bytes as f64;
+            total += bytes;
+            present += bytes * f64::from(layer.chunks_present) / f64::from(layer.chunks.max(1));
         }
         Ok(if total > 0.0 { present / total } else { 0.0 })
     }

@@ -61,23 +61,88 @@ pub const PEER_HEALTH_PORT: u16 = 4003;
 pub const SNAPSHOTTER_STATUS_PORT: u16 = 4004;
 pub const SCHEDULER_PORT: u16 = 8002;
 pub const SCHEDULER_STATUS_PORT: u16 = 8000;
+pub const MANAGER_REST_PORT: u16 = 8080;
+pub const MANAGER_GRPC_PORT: u16 = 65003;
+pub const MANAGER_STATUS_PORT: u16 = 8001;
 
 /// What the daemons of one cluster agree on.
 #[derive(Clone, Debug)]
 pub struct Shared {
     /// The registry's host, which speaks plain HTTP.
     pub registry: String,
-    pub scheduler: SocketAddr,
-    /// The seed peer's piece protocol.
-    pub seed: SocketAddr,
+    pub found: Found,
     /// What the seed signs with, 32 bytes in hex. Nodes make their own keys, as with the README's configuration.
     pub signing_key: String,
     /// What nodes trust.
     pub public_key: String,
 }
 
-pub fn scheduler(server: SocketAddr, status: SocketAddr) -> String {
-    format!("server:\n  listen: {server}\nmetrics:\n  listen: {status}\n")
+/// How peers know where scheduler and seed are.
+#[derive(Clone, Copy, Debug)]
+pub enum Found {
+    /// Their configuration says it.
+    Listed {
+        scheduler: SocketAddr,
+        /// The seed peer's piece protocol.
+        seed: SocketAddr,
+    },
+    /// The manager says it; the configuration names nobody else.
+    Through { manager: SocketAddr },
+}
+
+impl Found {
+    fn text(self, role: PeerRole) -> String {
+        match (self, role) {
+            (Self::Listed { scheduler, .. }, PeerRole::Seed) => {
+                format!("scheduler:\n  address: {scheduler}\n")
+            }
+            (Self::Listed { scheduler, seed }, PeerRole::Node) => {
+                format!("scheduler:\n  address: {scheduler}\nseeds: [\"{seed}\"]\n")
+            }
+            (Self::Through { manager }, _) => in_cluster_of(manager),
+        }
+    }
+}
+
+fn in_cluster_of(manager: SocketAddr) -> String {
+    format!("manager:\n  address: {manager}\n")
+}
+
+/// What one d7y-manager is told.
+pub struct Manager<'a> {
+    pub dir: &'a Path,
+    pub rest: SocketAddr,
+    pub grpc: SocketAddr,
+    pub status: SocketAddr,
+    /// The registry's host, which speaks plain HTTP.
+    pub registry: &'a str,
+}
+
+impl Manager<'_> {
+    pub fn text(&self) -> String {
+        let Self { dir, rest, grpc, status, registry } = self;
+        let dir = dir.display();
+        format!(
+            r#"directory: {dir}/manager
+rest:
+  listen: {rest}
+grpc:
+  listen: {grpc}
+metrics:
+  listen: {status}
+origin:
+  registries:
+    - host: {registry}
+      scheme: http
+"#
+        )
+    }
+}
+
+/// With a manager, for a scheduler that lets itself be found.
+pub fn scheduler(server: SocketAddr, status: SocketAddr, manager: Option<SocketAddr>) -> String {
+    let found = manager.map(in_cluster_of).unwrap_or_default();
+    format!("name: scheduler\nserver:\n  listen: {server}\nmetrics:\n  listen: {status}\n{found}")
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,13 +164,17 @@ impl Peer<'_> {
         self.dir.join("peer.sock")
     }
 
+    pub fn store(&self) -> PathBuf {
+        self.dir.join("peer")
+    }
+
     pub fn text(&self, shared: &Shared) -> String {
         let Self { name, dir, address, role } = self;
-        let Shared { registry, scheduler, seed, signing_key, public_key } = shared;
-        let dir = dir.display();
-        let (role, seeds, keys) = match role {
-            PeerRole::Seed => ("seed", String::new(), format!("signingKey: \"{signing_key}\"")),
-            PeerRole::Node => ("node", format!("\"{seed}\""), format!("publicKeys: [\"{public_key}\"]")),
+        let Shared { registry, found, signing_key, public_key } = shared;
+        let (dir, found) = (dir.display(), found.text(*role));
+        let (role, keys) = match role {
+            PeerRole::Seed => ("seed", format!("signingKey: \"{signing_key}\"")),
+            PeerRole::Node => ("node", format!("publicKeys: [\"{public_key}\"]")),
         };
         format!(
             r#"peerId: {name}
@@ -118,10 +187,7 @@ transfer:
   listen: {address}:{TRANSFER_PORT}
 observability:
   listen: ["{address}:{PEER_METRICS_PORT}", "{address}:{PEER_HEALTH_PORT}"]
-scheduler:
-  address: {scheduler}
-seeds: [{seeds}]
-origin:
+{found}origin:
   registries:
     - host: {registry}
       scheme: http

@@ -39,10 +39,20 @@ impl Daemon {
             .append(true)
             .open(log)
             .with_context(|| format!("cannot open {}", log.display()))?;
+        Self::spawn(name, command.stdout(file.try_clone()?).stderr(file), log)
+    }
+
+    /// As [`Daemon::start`], its output where ours is.
+    ///
+    /// # Errors
+    /// The program cannot be started.
+    pub fn on_terminal(name: &str, command: &mut Command) -> Result<Self> {
+        Self::spawn(name, command, Path::new(""))
+    }
+
+    fn spawn(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
         let child = command
             .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file)
             .process_group(0)
             .spawn()
             .with_context(|| format!("cannot start {}", shown(command)))?;

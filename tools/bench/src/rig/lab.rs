@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::command::{command, output};
+use super::command::{command, output, shown};
 use super::daemon::Daemon;
 use super::host::{Host, Link, ip};
 use super::places::{Places, make_dir};
@@ -133,6 +133,24 @@ impl Lab {
         let daemon = Daemon::start(name, command, &self.dir().join(format!("{name}.log")))?;
         state.daemons.push(daemon.clone());
         Ok(daemon)
+    }
+
+    /// Runs a command with its output on the terminal, to its end or the lab's.
+    ///
+    /// # Errors
+    /// It cannot be started, fails, or runs for longer than `limit`.
+    pub fn show(&self, name: &str, command: &mut Command, limit: Duration) -> Result<()> {
+        let daemon = {
+            let mut state = self.inner.open_state()?;
+            let daemon = Daemon::on_terminal(name, command)?;
+            state.daemons.push(daemon.clone());
+            daemon
+        };
+        let status = daemon.wait(limit)?;
+        if !status.success() {
+            bail!("{} ended with {status}", shown(command));
+        }
+        Ok(())
     }
 }
 

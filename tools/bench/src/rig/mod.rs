@@ -17,6 +17,7 @@ pub mod image;
 pub mod interrupt;
 pub mod lab;
 pub mod leftovers;
+pub mod manager;
 pub mod metrics;
 pub mod node;
 pub mod places;

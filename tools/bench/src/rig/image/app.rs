@@ -11,18 +11,18 @@ use anyhow::{Context, Result};
 use nix::sys::stat::{Mode, SFlag, mknod};
 use rustix::fs::{XattrFlags, lsetxattr};
 
-use super::recipe::{Corners, Recipe};
+use super::recipe::{Corners, Recipe, Version};
 use crate::rig::places::make_dir;
 
 /// Bytes of `app/model.bin`, of which the service reads a part.
 const MODEL_BYTES: u64 = 16 << 20;
 
 /// Fills the mounted root `/` of the image to be.
-pub(super) fn install(root: &Path, recipe: &Recipe, version: &str) -> Result<()> {
-    for (path, text) in recipe.files {
+pub(super) fn install(root: &Path, recipe: &Recipe, version: &Version) -> Result<()> {
+    for (path, text) in recipe.files.iter().chain(version.files) {
         let path = root.join(path);
         make_dir(path.parent().context("a file in a directory")?)?;
-        fs::write(&path, text.replace("@VERSION@", version))?;
+        fs::write(&path, text.replace("@VERSION@", version.tag))?;
     }
     if recipe.corners == Corners::Present {
         model(&root.join("app/model.bin")).context("cannot write the model")?;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::layer::{EPOCH, LayerBlob, pack};
-use super::recipe::{Packages, Recipe};
+use super::recipe::{Packages, Recipe, Version};
 use super::{Layout, app};
 use crate::rig::command::{command, run};
 use crate::rig::lab::Lab;
@@ -23,20 +23,21 @@ pub(super) fn build(lab: &Lab, recipe: &Recipe, layout: &Path) -> Result<()> {
     let _ = fs::remove_dir_all(&partial);
     let mut output = Layout::create(&partial)?;
     let mut trees = vec![timed("base system", || scratch.base(recipe.suite))?];
-    for (number, packages) in recipe.packages.iter().enumerate() {
-        let tree = timed(&packages.names.join(" "), || scratch.packages(number, packages, &trees))?;
-        trees.push(tree);
+    for packages in recipe.packages {
+        trees.push(scratch.packages(packages, &trees)?);
     }
-    let versions: Vec<PathBuf> = recipe
+    let versions: Vec<Vec<PathBuf>> = recipe
         .versions
         .iter()
-        .map(|version| scratch.over(version, &trees, |root| app::install(root, recipe, version)))
+        .map(|version| scratch.version(recipe, version, &trees))
         .collect::<Result<_>>()?;
-    let blobs = timed("gzip", || trees.iter().map(|tree| pack(tree, &output)).collect::<Result<Vec<_>>>())?;
-    for (version, tree) in recipe.versions.iter().zip(&versions) {
-        let mut layers: Vec<LayerBlob> = blobs.clone();
-        layers.push(pack(tree, &output)?);
-        output.image(version, recipe.command, &layers)?;
+    let pack_all =
+        |trees: &[PathBuf]| trees.iter().map(|tree| pack(tree, &output)).collect::<Result<Vec<_>>>();
+    let shared = timed("gzip", || pack_all(&trees))?;
+    let own = versions.iter().map(|trees| pack_all(trees)).collect::<Result<Vec<_>>>()?;
+    for (version, own) in recipe.versions.iter().zip(own) {
+        let layers: Vec<LayerBlob> = shared.iter().cloned().chain(own).collect();
+        output.image(version.tag, recipe.command, &layers)?;
     }
     output.finish()?;
     fs::rename(&partial, layout).with_context(|| format!("cannot keep {}", layout.display()))?;
@@ -66,24 +67,37 @@ impl Scratch {
         Ok(tree)
     }
 
-    fn packages(&self, number: usize, packages: &Packages, lowers: &[PathBuf]) -> Result<PathBuf> {
-        self.over(&format!("packages{number}"), lowers, |root| {
-            for file in ["etc/resolv.conf", "etc/hosts"] {
-                fs::copy(Path::new("/").join(file), root.join(file))
-                    .with_context(|| format!("cannot copy /{file}"))?;
-            }
-            let mut names: Vec<String> = packages.names.iter().map(|&name| name.to_owned()).collect();
-            for name in packages.stand_ins {
-                names.push(self.stand_in(name, root)?);
-            }
-            mount(Some("proc"), &root.join("proc"), Some("proc"), MsFlags::empty(), None::<&str>)?;
-            let installed = install(root, &names);
-            umount2(&root.join("proc"), MntFlags::MNT_DETACH)?;
-            for name in packages.stand_ins {
-                fs::remove_file(root.join(deb(name)))?;
-            }
-            installed
-        })
+    /// The layers of a version above those of all versions.
+    fn version(&self, recipe: &Recipe, version: &Version, shared: &[PathBuf]) -> Result<Vec<PathBuf>> {
+        let mut trees = shared.to_vec();
+        for packages in version.packages {
+            trees.push(self.packages(packages, &trees)?);
+        }
+        trees.push(self.over(version.tag, &trees, |root| app::install(root, recipe, version))?);
+        Ok(trees.split_off(shared.len()))
+    }
+
+    fn packages(&self, packages: &Packages, lowers: &[PathBuf]) -> Result<PathBuf> {
+        let install = || self.over(packages.names[0], lowers, |root| self.install(packages, root));
+        timed(&packages.names.join(" "), install)
+    }
+
+    fn install(&self, packages: &Packages, root: &Path) -> Result<()> {
+        for file in ["etc/resolv.conf", "etc/hosts"] {
+            fs::copy(Path::new("/").join(file), root.join(file))
+                .with_context(|| format!("cannot copy /{file}"))?;
+        }
+        let mut names: Vec<String> = packages.names.iter().map(|&name| name.to_owned()).collect();
+        for name in packages.stand_ins {
+            names.push(self.stand_in(name, root)?);
+        }
+        mount(Some("proc"), &root.join("proc"), Some("proc"), MsFlags::empty(), None::<&str>)?;
+        let installed = install(root, &names);
+        umount2(&root.join("proc"), MntFlags::MNT_DETACH)?;
+        for name in packages.stand_ins {
+            fs::remove_file(root.join(deb(name)))?;
+        }
+        installed
     }
 
     /// Does something to the root that these layers make, and returns what it wrote.

@@ -85,7 +85,7 @@ pub fn obtain(lab: &Lab, recipe: &Recipe) -> Result<Vec<Image>> {
     if !layout.join("index.json").is_file() {
         build::build(lab, recipe, &layout)?;
     }
-    recipe.versions.iter().map(|tag| Image::open(&layout, tag)).collect()
+    recipe.versions.iter().map(|version| Image::open(&layout, version.tag)).collect()
 }
 
 fn with_transport(reference: &str) -> String {

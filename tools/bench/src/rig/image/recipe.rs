@@ -3,22 +3,32 @@
 use sha2::{Digest, Sha256};
 
 /// Changes whenever the building code would make another image from the same recipe.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
-/// An image of Debian packages with one application layer on top.
+/// Images of Debian packages with one application layer on top.
 #[derive(Clone, Copy, Debug)]
 pub struct Recipe {
     pub name: &'static str,
     pub suite: &'static str,
-    /// One layer each, above the base system.
+    /// One layer each, above the base system, in all versions.
     pub packages: &'static [Packages],
     /// The application layer's files: path and text, in which `@VERSION@` is replaced.
     pub files: &'static [(&'static str, &'static str)],
     pub command: &'static [&'static str],
-    /// Tags; the images differ in the application layer alone.
-    pub versions: &'static [&'static str],
+    /// One image each.
+    pub versions: &'static [Version],
     /// Adds what tar can hold and packages seldom do.
     pub corners: Corners,
+}
+
+/// What sets an image apart from the others of its recipe, besides the application layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Version {
+    pub tag: &'static str,
+    /// One layer each, between the packages of all versions and the application layer.
+    pub packages: &'static [Packages],
+    /// In addition to the recipe's, or in their place.
+    pub files: &'static [(&'static str, &'static str)],
 }
 
 /// What is installed together, as one layer.
@@ -38,6 +48,8 @@ pub enum Corners {
 
 const PYTHON: Packages = Packages { names: &["python3"], stand_ins: &[] };
 
+const V1: Version = Version { tag: "v1", packages: &[], files: &[] };
+
 /// The demo's: a Python service with its interpreter and libraries.
 pub const SERVICE: Recipe = Recipe {
     name: "service",
@@ -52,7 +64,15 @@ pub const SERVICE: Recipe = Recipe {
         ("app/report.py", include_str!("../../../images/report.py")),
     ],
     command: &["python3", "/app/service.py"],
-    versions: &["v1", "v2"],
+    versions: &[
+        V1,
+        Version { tag: "v2", ..V1 },
+        Version {
+            tag: "v3",
+            packages: &[Packages { names: &["python3-scipy"], stand_ins: &["python3-pythran"] }],
+            files: &[("app/report.py", include_str!("../../../images/report-scipy.py"))],
+        },
+    ],
     corners: Corners::Present,
 };
 
@@ -71,7 +91,7 @@ pub const LEARN: Recipe = Recipe {
     ],
     files: &[("app/app.py", include_str!("../../../images/learn.py"))],
     command: &["python3", "/app/app.py"],
-    versions: &["v1"],
+    versions: &[V1],
     corners: Corners::Absent,
 };
 

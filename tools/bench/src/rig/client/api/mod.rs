@@ -71,7 +71,10 @@ fn launch(node: &Node, image: &Wanted, container: &str, then: Then) -> Result<St
     let output = task::Output { stdout: fifo, stderr };
     inside(node, async {
         let session = Arc::new(Session::open(node, image).await?);
-        let pulled = pull::pull(&session).await?;
+        let pulled = match pull::present(&session).await? {
+            Some(pulled) => pulled,
+            None => pull::pull(&session).await?,
+        };
         task::create(&session, &pulled, container, &output).await?;
         if then == Then::Start {
             task::start(&session, container).await?;

@@ -1,4 +1,4 @@
-//! Pull and unpack, in the order of containerd's unpacker.
+//! Pull and unpack, in the order of containerd's unpacker; and what an earlier pull has left.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use containerd_client::services::v1::snapshots::{
     CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
 };
 use containerd_client::services::v1::{
-    ApplyRequest, CreateImageRequest, Image, InfoRequest, UpdateImageRequest, WriteAction,
-    WriteContentRequest,
+    ApplyRequest, CreateImageRequest, GetImageRequest, Image, InfoRequest, ReadContentRequest,
+    UpdateImageRequest, WriteAction, WriteContentRequest,
 };
 use containerd_client::types::{Descriptor, Mount};
 use futures_util::stream::{StreamExt, unfold};
@@ -44,6 +44,22 @@ pub struct Pulled {
 struct Layer {
     descriptor: Descriptor,
     chain_id: String,
+}
+
+/// The image as an earlier pull left it, read without a word to any registry: as kubelet's `IfNotPresent` and nerdctl's
+/// `--pull=missing` have it. Nothing where the image or its uppermost snapshot is not there.
+pub async fn present(session: &Session) -> Result<Option<Pulled>> {
+    let name = session.image.reference.to_string();
+    let known = match session.client.images().get(session.ask(GetImageRequest { name })).await {
+        Ok(known) => known.into_inner(),
+        Err(status) if status.code() == Code::NotFound => return Ok(None),
+        Err(status) => return Err(status).context("cannot ask for the image"),
+    };
+    let target = known.image.and_then(|image| image.target).context("an image without target")?;
+    let manifest = stored(session, &target.digest).await?;
+    let config = stored(session, &descriptor(&manifest["config"])?.digest).await?;
+    let chain_id = layers(&manifest, &config)?.last().context("an image without layers")?.chain_id.clone();
+    Ok(is_prepared(session, &chain_id).await?.then_some(Pulled { config, chain_id }))
 }
 
 /// Fetches manifest and config, then prepares each layer; from the first that the snapshotter
@@ -106,11 +122,8 @@ async fn prepare(
     parent: &str,
 ) -> Result<Prepared> {
     let layer = layers.first().context("no layer to prepare")?;
-    let stat = StatSnapshotRequest { snapshotter: session.snapshotter(), key: layer.chain_id.clone() };
-    match session.client.snapshots().stat(session.ask(stat)).await {
-        Ok(_) => return Ok(Prepared::Exists),
-        Err(status) if status.code() == Code::NotFound => {}
-        Err(status) => return Err(status).context("cannot stat a snapshot"),
+    if is_prepared(session, &layer.chain_id).await? {
+        return Ok(Prepared::Exists);
     }
     let key = format!("extract-{} {}", hex::encode(crate::rig::lab::random_bytes::<6>()?), layer.chain_id);
     let request = PrepareSnapshotRequest {
@@ -123,6 +136,15 @@ async fn prepare(
         Ok(response) => Ok(Prepared::Empty(Active { key, mounts: response.into_inner().mounts })),
         Err(status) if status.code() == Code::AlreadyExists => Ok(Prepared::Exists),
         Err(status) => Err(status).with_context(|| format!("cannot prepare {}", layer.chain_id)),
+    }
+}
+
+async fn is_prepared(session: &Session, chain_id: &str) -> Result<bool> {
+    let stat = StatSnapshotRequest { snapshotter: session.snapshotter(), key: chain_id.to_owned() };
+    match session.client.snapshots().stat(session.ask(stat)).await {
+        Ok(_) => Ok(true),
+        Err(status) if status.code() == Code::NotFound => Ok(false),
+        Err(status) => Err(status).context("cannot stat a snapshot"),
     }
 }
 
@@ -254,6 +276,18 @@ async fn is_stored(session: &Session, digest: &str) -> Result<bool> {
         Err(status) if status.code() == Code::NotFound => Ok(false),
         Err(status) => Err(status).context("cannot ask for content"),
     }
+}
+
+/// A manifest or config in containerd's content store.
+async fn stored(session: &Session, digest: &str) -> Result<Value> {
+    let read = ReadContentRequest { digest: digest.to_owned(), ..Default::default() };
+    let missing = || format!("{digest} is not in the content store");
+    let answer = session.client.content().read(session.ask(read)).await.with_context(missing)?;
+    let (mut parts, mut bytes) = (answer.into_inner(), Vec::new());
+    while let Some(part) = parts.next().await {
+        bytes.extend(part.with_context(missing)?.data);
+    }
+    serde_json::from_slice(&bytes).with_context(|| format!("{digest} is not JSON"))
 }
 
 /// Streams a blob into containerd's content store, which checks size and digest.
