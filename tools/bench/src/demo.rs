@@ -82,7 +82,7 @@ fn show(lab: &Lab, options: &Options) -> Result<()> {
         "Bytes in MB: until the first output / when all transfers had settled. own disk: part of the bytes"
     );
     println!(
-        "that the start reads (by node 1's access trace) which the node had before it. present: part of the"
+        "that the start reads (by node 1's access trace) which the node had in these layers. present: part of the"
     );
     println!(
         "image's data on the node at its first output. Links: nodes {} Mbit/s, seed {} Mbit/s.",

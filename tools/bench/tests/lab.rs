@@ -69,6 +69,27 @@ mod privileged {
     }
 
     #[test]
+    fn a_command_on_the_terminal_ends_with_its_lab() -> Result<()> {
+        let lab = Lab::open(Places::find()?)?;
+        lab.show("true", &mut Command::new("true"), FIRST_OUTPUT)?;
+        assert!(lab.show("false", &mut Command::new("false"), FIRST_OUTPUT).is_err());
+        let file = tempfile::NamedTempFile::new()?;
+        let mut sleeper = Command::new("sh");
+        sleeper.args(["-c", "echo $$ > $0; exec sleep 600"]).arg(file.path());
+        let mut pid = String::new();
+        // Given up, but not ended: how soon the shell has written its number is the machine's affair.
+        while pid.trim().is_empty() {
+            assert!(lab.show("sleeper", &mut sleeper, Duration::from_millis(100)).is_err());
+            pid = fs::read_to_string(file.path())?;
+        }
+        let process = Path::new("/proc").join(pid.trim());
+        assert!(process.exists(), "{} ended before its lab", process.display());
+        drop(lab);
+        assert!(!process.exists(), "{} is left", process.display());
+        Ok(())
+    }
+
+    #[test]
     fn links_are_as_slow_as_they_should_be() -> Result<()> {
         const BYTES: usize = 8 << 20;
         let lab = Lab::open(Places::find()?)?;
