@@ -135,7 +135,8 @@ impl Layers {
 
     /// Finds the layer here, joins the work on it, or starts that work.
     pub async fn open(self: &Arc<Self>, layer: &LayerRef, asker: Asker) -> Result<Open, OpenFailure> {
-        if let Some(known) = self.store.layer(layer.digest) {
+        let known = self.store.layer(layer.digest);
+        if let Some(known) = known.filter(|known| !self.store.forget_if_deleted(known)) {
             if known.reference().diff_id != layer.diff_id {
                 let problem = "the image's config gives this layer another diff id than its bytes have";
                 return Err(OpenFailure::new(FailureCode::Corrupt, problem));

@@ -83,3 +83,29 @@ async fn a_rebooted_node_confirms_the_whole_of_a_layer_in_use() {
     }
     assert_eq!(node.metric("d7y_peer_received_chunks_total").await, 0.0);
 }
+
+/// Somebody makes room with `rm -rf`, or an agent cleans up: nobody has to restart anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_store_is_filled_again_whether_the_peer_runs_or_not() {
+    let registry = FakeRegistry::start().await;
+    let (first, second) = (TestLayer::random(20, 50_000), TestLayer::random(21, 50_000));
+    let (first_reference, second_reference) = (first.push(&registry), second.push(&registry));
+    let cluster = Cluster::new();
+    let seed = cluster.start("seed", Role::Seed, &[]).await;
+    let node = cluster.start("node", Role::Node, &[&seed]).await;
+    node.assert_reads(&first_reference, &first).await;
+    node.delete_store();
+    node.assert_reads(&first_reference, &first).await;
+    node.assert_reads(&second_reference, &second).await;
+    assert_eq!(node.private_directories(), ["layers", "staging"], "as at the start");
+
+    let lost = cluster.directory.path().join("node");
+    node.stop().await;
+    std::fs::remove_dir_all(lost).unwrap();
+    let node = cluster.start("node", Role::Node, &[&seed]).await;
+    node.assert_reads(&first_reference, &first).await;
+
+    seed.delete_store();
+    let other = cluster.start("other", Role::Node, &[&seed]).await;
+    other.assert_reads(&first_reference, &first).await;
+}

@@ -1,6 +1,6 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ pub const SEED_KEY: &str = "1111111111111111111111111111111111111111111111111111
 
 /// Peers of one test, in one temporary directory.
 pub struct Cluster {
-    directory: tempfile::TempDir,
+    pub directory: tempfile::TempDir,
 }
 
 pub struct Peer {
@@ -152,6 +152,20 @@ impl Peer {
     pub fn reboot(&self, reference: &LayerRef) {
         let layer = self.store.join("layers").join(reference.digest.to_hex());
         fs::write(layer.join("boot"), "another boot").unwrap();
+    }
+
+    pub fn delete_store(&self) {
+        fs::remove_dir_all(&self.store).unwrap();
+    }
+
+    /// Directories of the store that only its owner may enter.
+    pub fn private_directories(&self) -> Vec<String> {
+        let private = |entry: &fs::DirEntry| entry.metadata().unwrap().permissions().mode() & 0o777 == 0o700;
+        let entries = fs::read_dir(&self.store).unwrap().map(Result::unwrap).filter(private);
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
     }
 
     pub fn damage_device(&self, reference: &LayerRef) {

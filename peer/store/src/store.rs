@@ -80,19 +80,14 @@ impl Store {
     /// stays on disk; a lack of descriptors or memory is no layer's fault and keeps the store from opening.
     pub fn open(options: StoreOptions) -> Result<Self, StoreError> {
         let directory = &options.directory;
-        fs::create_dir_all(directory.join("layers")).map_err(StoreError::io(directory))?;
+        fs::create_dir_all(directory).map_err(StoreError::io(directory))?;
         let lock = lock(directory)?;
         check_format(directory)?;
         let staging = directory.join("staging");
         if staging.exists() {
             fs::remove_dir_all(&staging).map_err(StoreError::io(&staging))?;
         }
-        fs::create_dir(&staging).map_err(StoreError::io(&staging))?;
-        // Layers of private images, and with them what only their users may read.
-        for directory in [&staging, &directory.join("layers")] {
-            let private = fs::Permissions::from_mode(0o700);
-            fs::set_permissions(directory, private).map_err(StoreError::io(directory))?;
-        }
+        make_private_directories(directory)?;
         let store = Self {
             limit_bytes: AtomicU64::new(options.limit_bytes),
             options,
@@ -135,8 +130,22 @@ impl Store {
         self.layers.lock().get(&layer.digest()).is_some_and(|held| Arc::ptr_eq(held, layer))
     }
 
+    /// Forgets a layer of which somebody has deleted files under this process, so that it can be opened anew. A pinned one
+    /// stays: whoever has it mounted reads on through the files that are open.
+    pub fn forget_if_deleted(&self, layer: &Arc<Layer>) -> bool {
+        let paths = layer.paths();
+        let whole = [paths.index, paths.device, paths.device_bits].iter().all(|path| path.exists());
+        if whole || self.pinned.lock().contains(&layer.digest()) || !self.holds(layer) {
+            return false;
+        }
+        tracing::warn!(layer = %layer.digest(), "somebody has deleted a layer from the store; it is fetched again");
+        self.layers.lock().remove(&layer.digest());
+        true
+    }
+
     /// Room for a layer whose index is still to come.
     pub fn stage(&self, layer: &LayerRef) -> Result<Staging, StoreError> {
+        make_private_directories(&self.options.directory)?;
         let directory = self.staging_path(&layer.digest.to_hex());
         let keep = if self.options.devices { Keep::FramesAndDevice } else { Keep::Frames };
         Staging::create(directory, layer.clone(), keep, self.staged_bytes.clone())
@@ -180,6 +189,8 @@ impl Store {
         if let Some(layer) = layers.get(&index.layer) {
             return Ok(layer.clone());
         }
+        // Whoever deleted the store may have done so since.
+        make_private_directories(&self.options.directory)?;
         // What could not be opened at the start is no use to anybody.
         let leftover = self.set_aside(&target)?;
         fs::rename(&staging.directory, &target).map_err(StoreError::io(&target))?;
@@ -382,6 +393,18 @@ fn delete(path: &Path) {
     if let Err(error) = fs::remove_dir_all(path) {
         tracing::warn!(path = %path.display(), %error, "cannot delete what the store has dropped");
     }
+}
+
+/// Layers of private images, and with them what only their users may read.
+fn make_private_directories(directory: &Path) -> Result<(), StoreError> {
+    for directory in [directory.join("layers"), directory.join("staging")] {
+        if !directory.exists() {
+            fs::create_dir_all(&directory).map_err(StoreError::io(&directory))?;
+        }
+        let private = fs::Permissions::from_mode(0o700);
+        fs::set_permissions(&directory, private).map_err(StoreError::io(&directory))?;
+    }
+    Ok(())
 }
 
 fn lock(directory: &Path) -> Result<File, StoreError> {
