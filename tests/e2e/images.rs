@@ -11,6 +11,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::{Context, Result, ensure};
 use d7y_bench::rig::command::command;
 use d7y_bench::rig::image::{Content, Image, assemble, busybox};
+pub use d7y_bench::rig::image::{Data, Files, noise};
 use d7y_bench::rig::lab::Lab;
 use d7y_bench::rig::places::make_dir;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
@@ -195,77 +196,4 @@ pub fn with_media_type(image: &Image, media_type: &str) -> Result<Image> {
     (entry["digest"], entry["size"]) = (digest.into(), manifest.len().into());
     fs::write(index_path, index.to_string())?;
     Image::open(&image.layout, &image.tag)
-}
-
-/// An image with files of noise, which cost their size on every link.
-pub struct Data {
-    pub image: Image,
-    files: Files,
-}
-
-/// Which files there are, and what they hold.
-#[derive(Clone, Copy, Debug)]
-pub struct Files {
-    pub count: u32,
-    bytes: usize,
-}
-
-impl Files {
-    /// Where a file is below the root.
-    pub fn name(number: u32) -> String {
-        format!("data/{number:04}")
-    }
-
-    pub fn content(&self, number: u32) -> Vec<u8> {
-        noise(u64::from(number), self.bytes)
-    }
-}
-
-impl Data {
-    /// Its command prints the sum of all files, and stays.
-    pub fn summing(lab: &Lab, tag: &str, count: u32, bytes: usize) -> Result<Self> {
-        Self::make(lab, tag, "cat /data/* | sha256sum; exec sleep 600", Files { count, bytes })
-    }
-
-    /// Its command reads nothing of the files.
-    pub fn idle(lab: &Lab, tag: &str, count: u32, bytes: usize) -> Result<Self> {
-        Self::make(lab, tag, STAY[2], Files { count, bytes })
-    }
-
-    fn make(lab: &Lab, tag: &str, script: &str, files: Files) -> Result<Self> {
-        let base = busybox(lab, &format!("{tag}-base"))?;
-        let dir = tree(lab, tag, "data")?;
-        make_dir(dir.join("data"))?;
-        for number in 0..files.count {
-            fs::write(dir.join(Files::name(number)), files.content(number))?;
-        }
-        let layers = [Content::Tree(&base), Content::Tree(&dir)];
-        let image = assemble(lab, tag, &["sh", "-c", script], &layers)?;
-        Ok(Self { image, files })
-    }
-
-    pub fn files(&self) -> Files {
-        self.files
-    }
-
-    /// The line that the container prints.
-    pub fn sum(&self) -> String {
-        let mut hash = Sha256::new();
-        (0..self.files.count).for_each(|number| hash.update(self.files.content(number)));
-        format!("{}  -", hex::encode(hash.finalize()))
-    }
-}
-
-/// Bytes that do not compress, the same for the same seed (xorshift64*, Vigna 2016).
-pub fn noise(seed: u64, bytes: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let words = std::iter::repeat_with(|| {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        state.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes()
-    });
-    let mut noise: Vec<u8> = words.take(bytes.div_ceil(8)).flatten().collect();
-    noise.truncate(bytes);
-    noise
 }

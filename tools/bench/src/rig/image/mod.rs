@@ -2,6 +2,7 @@
 
 mod app;
 mod build;
+mod data;
 mod layer;
 mod layout;
 pub mod recipe;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+pub use data::{Data, Files, noise};
 pub use layer::LayerBlob;
 pub use layout::Layout;
 pub use small::{Content, assemble, busybox};
