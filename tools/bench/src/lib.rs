@@ -4,6 +4,7 @@
 //! processes, mounts and files; what needs a runtime ([`rig::counter`], [`rig::client`]) has its own.
 
 pub mod bench;
+pub mod chaos;
 pub mod demo;
 pub mod measure;
 pub mod own_disk;

@@ -5,13 +5,14 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use d7y_bench::bench::{cold_start, warm};
-use d7y_bench::demo;
 use d7y_bench::rig::interrupt;
+use d7y_bench::{chaos, demo};
 
 #[derive(Parser, Debug)]
 #[command(about = "Starts d7y clusters on this machine and measures them")]
 enum Command {
     Demo(demo::Options),
+    Chaos(chaos::Options),
     ColdStart(cold_start::Options),
     Warm(warm::Options),
 }
@@ -19,6 +20,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Demo(options) => demo::run(&options),
+        Command::Chaos(options) => chaos::run(&options),
         Command::ColdStart(options) => cold_start::run(&options),
         Command::Warm(options) => warm::run(&options),
     };

@@ -25,6 +25,10 @@ cargo xtask COMMAND
   fuzz [TARGET...]           feed mutated input to the parsers of tests/fuzz
       --seconds N            for so long each, default 60
   bench cold-start|warm ...  measure, see `cargo xtask bench cold-start --help` (root)
+  chaos [OPTIONS]            kill -9 each process at random moments while containers read and preheats run (root)
+      --kills N              of each process, default 20
+      --seed S               repeat an earlier run's order and times
+      --process NAME         this one alone
   setup                      install what the others need (root), and nothing else
 ";
 
@@ -44,7 +48,7 @@ fn dispatch(args: Vec<String>) -> Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     };
     match command.as_str() {
-        "demo" | "bench" => setup::then_bench(command, rest),
+        "demo" | "bench" | "chaos" => setup::then_bench(command, rest),
         "fuzz" => fuzz::run(&fuzz::Plan::parse(rest)?),
         "test" => test::run(test::Scope::parse(rest)?),
         "setup" => setup::everything().map(|()| ExitCode::SUCCESS),

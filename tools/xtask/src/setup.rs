@@ -35,8 +35,8 @@ pub fn then_bench(command: &str, args: &[String]) -> Result<ExitCode> {
     }
     run::step("build the daemons and the rig (release)", || build(Profile::Release))?;
     let mut bench = Command::new(run::target_dir().join("release/d7y-bench"));
-    if command == "demo" {
-        bench.arg("demo");
+    if command != "bench" {
+        bench.arg(command);
     }
     bench.args(args).env("D7Y_TARGET_DIR", run::target_dir());
     let error = bench.exec();

@@ -4,7 +4,7 @@ pub mod cold_start;
 mod kernels;
 pub mod warm;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -32,23 +32,27 @@ struct Record<'a, T> {
 }
 
 /// Writes `NAME-TIME.json`, anew after each result so that an interrupted bench keeps what it has.
-struct Results {
+pub(crate) struct Results {
     name: &'static str,
     path: PathBuf,
     places: Places,
 }
 
 impl Results {
-    fn new(name: &'static str, places: &Places) -> Result<Self> {
+    pub(crate) fn new(name: &'static str, places: &Places) -> Result<Self> {
         make_dir(&places.results)?;
         let path = places.results.join(format!("{name}-{}.json", now()));
         Ok(Self { name, path, places: places.clone() })
     }
 
-    fn save<T: Serialize>(&self, results: &[T]) -> Result<()> {
+    pub(crate) fn save<T: Serialize>(&self, results: &[T]) -> Result<()> {
         let record = Record { bench: self.name, conditions: conditions(&self.places), results };
         let text = serde_json::to_string_pretty(&record)?;
         std::fs::write(&self.path, text).with_context(|| format!("cannot write {}", self.path.display()))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 }
 
@@ -69,7 +73,7 @@ fn now() -> u64 {
 }
 
 /// The middle value; the mean of the two middle ones of an even count; NaN of nothing.
-fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;

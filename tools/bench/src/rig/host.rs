@@ -67,6 +67,17 @@ impl Host {
         Ok(())
     }
 
+    /// What has come over its link since the machine was made.
+    ///
+    /// # Errors
+    /// The link is gone.
+    pub fn received_bytes(&self) -> Result<u64> {
+        // What the bridge's end has sent.
+        let file = format!("/sys/class/net/{}/statistics/tx_bytes", self.port);
+        let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {file}"))?;
+        text.trim().parse().with_context(|| format!("{file} holds {text:?}"))
+    }
+
     /// A command whose network is this machine's. It shares mounts with us: `ip netns exec` would
     /// give it a mount namespace of its own and hide what it mounts.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {

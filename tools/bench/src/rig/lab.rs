@@ -229,7 +229,7 @@ fn free_subnet() -> Result<Subnet> {
     bail!("no free subnet below 10.0.0.0/8")
 }
 
-pub(super) fn random_bytes<const N: usize>() -> Result<[u8; N]> {
+pub(crate) fn random_bytes<const N: usize>() -> Result<[u8; N]> {
     use std::io::Read;
     let mut bytes = [0; N];
     fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;

@@ -30,7 +30,8 @@ impl Snapshotter {
     }
 }
 
-/// A host with containerd.
+/// A host with containerd. Clones name the same one; after a restart, only the one that was told of it knows the new process.
+#[derive(Clone, Debug)]
 pub struct Node {
     pub host: Host,
     pub containerd: Daemon,

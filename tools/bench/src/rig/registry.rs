@@ -1,7 +1,7 @@
 //! Debian's docker-registry on loopback, reachable by the lab's hosts only through the counter.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -25,6 +25,7 @@ pub struct Registry {
     pub daemon: Daemon,
     name: String,
     behind: SocketAddr,
+    config: PathBuf,
 }
 
 impl Registry {
@@ -43,13 +44,22 @@ impl Registry {
             "http": {"addr": behind.to_string()},
         });
         std::fs::write(&config, text.to_string()).context("cannot write the registry's configuration")?;
-        let daemon = lab.start("registry", command("docker-registry", ["serve"]).arg(&config))?;
-        daemon.wait_ready(READY, || TcpStream::connect(behind).is_ok())?;
+        let daemon = launch(lab, &config, behind)?;
         let host = lab.host("registry", Link(None))?;
         let address = (host.address, PORT);
         let listener = host.inside(|| TcpListener::bind(address).context("cannot listen as the registry"))?;
         let counter = Counter::start(listener, behind)?;
-        Ok(Self { counter, daemon, name: host.address.to_string(), behind })
+        Ok(Self { counter, daemon, name: host.address.to_string(), behind, config })
+    }
+
+    /// Starts docker-registry again, with all that it stored, after it has ended. The counter stays: while nothing is
+    /// behind it, it answers with 502, and bodies that were under way break off.
+    ///
+    /// # Errors
+    /// As [`Registry::start`].
+    pub fn restart(&mut self, lab: &Lab) -> Result<()> {
+        self.daemon = launch(lab, &self.config, self.behind)?;
+        Ok(())
     }
 
     /// Its host, as image references have it.
@@ -67,6 +77,12 @@ impl Registry {
         run(&mut command("skopeo", ["copy", "--quiet", "--dest-tls-verify=false", &from, &to]))?;
         Ok(format!("{}/{repository}:{tag}", self.name()))
     }
+}
+
+fn launch(lab: &Lab, config: &Path, behind: SocketAddr) -> Result<Daemon> {
+    let daemon = lab.start("registry", command("docker-registry", ["serve"]).arg(config))?;
+    daemon.wait_ready(READY, || TcpStream::connect(behind).is_ok())?;
+    Ok(daemon)
 }
 
 /// A port on loopback that nobody has at this moment.
