@@ -32,14 +32,19 @@ impl Sizes {
     /// What a node's store may hold, in MiB: frames and data of the image that stays, of about three that are walked
     /// through, and of half of those that are preheated.
     pub fn node_limit_mib(self) -> u32 {
-        2 * self.seed_limit_mib()
+        2 * mib(4 * self.files + self.preheats / 2 * PREHEATED_FILES)
     }
 
-    /// The same for frames alone: what comes around again is read from the registry again.
+    /// Frames alone, of more images than the nodes hold: what comes around again is read from the registry again, and not
+    /// what a node is still reading.
     pub fn seed_limit_mib(self) -> u32 {
-        let images = 4 * self.files + self.preheats / 2 * PREHEATED_FILES;
-        images.div_ceil(4) + 2
+        mib(6 * self.files + self.preheats * PREHEATED_FILES)
     }
+}
+
+/// Of so many files, and of the shells.
+fn mib(files: u32) -> u32 {
+    files.div_ceil(4) + 2
 }
 
 /// All images, by what they are for.
