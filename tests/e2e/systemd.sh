@@ -33,7 +33,7 @@ rm -rf "$root/etc/systemd/system" "$root/etc/d7y"
 mkdir -p "$root/etc/systemd/system" "$root/etc/d7y" "$root/usr/local/bin" "$root/usr/lib/tmpfiles.d"
 cp "$units"/d7y-*.service "$root/etc/systemd/system/"
 cp "$units/d7y.tmpfiles.conf" "$root/usr/lib/tmpfiles.d/d7y.conf"
-for name in peer snapshotter scheduler; do
+for name in peer snapshotter scheduler manager; do
     cp "$programs/d7y-$name" "$root/usr/local/bin/"
     echo '{}' > "$root/etc/d7y/$name.yaml"
 done
@@ -53,7 +53,7 @@ printf '[Unit]\nWants=look.service\nAllowIsolate=yes\n' > "$root/etc/systemd/sys
 printf '[Service]\nType=oneshot\nExecStart=/bin/true\nPrivateDevices=yes\nProtectSystem=strict\n' \
     > "$root/etc/systemd/system/control.service"
 cat > "$root/look.sh" <<'LOOK'
-all="d7y-peer d7y-snapshotter d7y-scheduler"
+all="d7y-peer d7y-snapshotter d7y-scheduler d7y-manager"
 fuse() { awk '$5 == "/run/d7y/fuse" { print $1 }' /proc/self/mountinfo; }
 until_restarted() {
     for _ in $(seq 200); do
@@ -65,16 +65,20 @@ until_restarted() {
 systemctl start control.service && echo "control ok"
 systemctl start $all
 systemctl is-active $all | sed 's/^/started /'
+[ "$(stat -c %a /var/lib/private/d7y/manager/secrets.key)" = 600 ] && echo "the key is the manager's own"
 before=$(fuse)
 echo "mounted ${before:+yes}"
 systemctl reload d7y-peer && echo "reloaded"
 systemctl kill -s KILL d7y-peer d7y-snapshotter
 until_restarted d7y-peer
 until_restarted d7y-snapshotter
+systemctl kill -s KILL d7y-manager
+until_restarted d7y-manager
+echo "the manager is $(systemctl is-active d7y-manager) again"
 [ "$(fuse)" = "$before" ] && echo "the mount is the same"
 [ "$(ls -A /run/d7y/fuse 2>&1 | grep -ci 'not connected')" = 0 ] && echo "the mount answers"
 systemctl stop d7y-peer && [ "$(fuse)" = "$before" ] && echo "the mount outlives the peer"
-journalctl --no-pager -u d7y-peer -u d7y-snapshotter -u d7y-scheduler >&2
+journalctl --no-pager -u d7y-peer -u d7y-snapshotter -u d7y-scheduler -u d7y-manager >&2
 systemctl --force --force poweroff
 LOOK
 

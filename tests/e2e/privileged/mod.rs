@@ -1,4 +1,5 @@
 mod bad;
+mod chaos;
 mod cleanup;
 mod doctor;
 mod drivers;
@@ -9,6 +10,7 @@ mod gone;
 mod killed;
 mod preheat;
 mod start;
+mod start_order;
 mod status;
 mod systemd;
 mod why;
