@@ -14,6 +14,7 @@ mod metrics;
 mod preheat;
 mod rest;
 mod secrets;
+pub mod settings;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

@@ -83,7 +83,12 @@ impl manager_server::Manager for Members {
         let (schedulers, seeds) = (addresses(Kind::Scheduler).await?, addresses(Kind::Seed).await?);
         let refresh_ms = millis(self.manager.settings.refresh);
         self.manager.metrics.discoveries.inc();
-        Ok(Response::new(wire::Discovery { cluster: cluster.name, schedulers, seeds, refresh_ms }))
+        let config = match asked.kind() {
+            wire::Kind::Scheduler => cluster.scheduler_settings(),
+            wire::Kind::Seed | wire::Kind::Unspecified => cluster.peer_settings(),
+        };
+        let config = config.into_iter().collect();
+        Ok(Response::new(wire::Discovery { cluster: cluster.name, schedulers, seeds, refresh_ms, config }))
     }
 }
 

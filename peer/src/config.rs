@@ -149,6 +149,17 @@ impl DaemonConfig for Config {
     fn reloadable() -> Vec<&'static str> {
         vec!["log.level", "store.limit"]
     }
+
+    fn kept_settings(&self) -> Option<PathBuf> {
+        self.manager.is_set().then(|| self.discovered_file())
+    }
+}
+
+impl Config {
+    /// Holds the manager's last answer.
+    pub fn discovered_file(&self) -> PathBuf {
+        self.store.directory.join("discovered.json")
+    }
 }
 
 impl Validate for Config {

@@ -46,9 +46,10 @@ impl Control {
         let manager = config.manager.is_set().then(|| Manager {
             asking: Asking {
                 config: config.manager.clone(),
+                kind: Kind::Unspecified,
                 peer_id: announce.peer_id.clone(),
                 version: DAEMON.version,
-                file: config.store.directory.join("discovered.json"),
+                file: Some(config.discovered_file()),
                 again: ask_manager.clone(),
             },
             known,
@@ -66,6 +67,11 @@ impl Control {
         let directory = Arc::new(Directory::new(directory_config, metrics.clone()));
         let scheduled = manager.is_some() || !config.scheduler.address.is_empty();
         (directory.clone(), Self { directory, orders, manager, scheduled })
+    }
+
+    /// What the manager says, from now on.
+    pub fn discovered(&self) -> Option<watch::Receiver<Discovered>> {
+        self.manager.as_ref().map(|manager| manager.known.subscribe())
     }
 
     /// From now on scheduler and manager are spoken with.

@@ -10,12 +10,14 @@ use d7y_chassis::listen;
 use d7y_chassis::metrics::{self, Health};
 use d7y_chassis::obstacle::{self, Obstacle};
 use d7y_chassis::tasks::{OnEnd, Tasks};
+use d7y_manager_client::Discovered;
 use d7y_origin::Origin;
 use d7y_store::{Store, StoreError, StoreOptions};
 use d7y_transfer::ServerLimits;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
 
 use crate::config::{Config, Role};
 use crate::control::Control;
@@ -60,11 +62,16 @@ pub struct Running {
     /// The key that this peer signs its indexes with, in hex: what others put under indexTrust.publicKeys.
     pub public_key: String,
     store: Arc<Store>,
+    discovered: Option<watch::Receiver<Discovered>>,
 }
 
 impl Running {
     /// Takes over the reloadable keys whenever the configuration is read again.
     pub fn follow(&self, tasks: &Tasks, mut reloads: Reloads<Config>) {
+        if let Some(discovered) = self.discovered.clone() {
+            let settings = d7y_manager_client::settings(discovered, reloads.manager());
+            supervise(tasks, "managed settings", settings);
+        }
         let store = self.store.clone();
         supervise(tasks, "reloads", async move {
             while reloads.changed().await.is_ok() {
@@ -87,14 +94,16 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
     let health = Health::new();
     let store = open_store(&config).await?;
     let trust = Arc::new(Trust::set_up(&config.index_trust, &config.store.directory)?);
+    let address = transfer.local_addr()?;
+    let (directory, control) = Control::set_up(&config, &peer_id, address, &peer_metrics);
     let running = Running {
-        transfer: transfer.local_addr()?,
+        transfer: address,
         observability: addresses,
         public_key: trust.public_key_hex(),
         store: store.clone(),
+        discovered: control.discovered(),
     };
     tracing::info!(peer = %peer_id, transfer = %running.transfer, public_key = running.public_key, "peer starts");
-    let (directory, control) = Control::set_up(&config, &peer_id, running.transfer, &peer_metrics);
     let news = Arc::new(News::default());
     let context = FetchContext {
         peer_id: peer_id.clone(),

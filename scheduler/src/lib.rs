@@ -26,7 +26,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use d7y_chassis::listen::{self, BindError};
-use d7y_chassis::{Daemon, DaemonName, Health, OnEnd, Tasks};
+use d7y_chassis::{Daemon, DaemonName, Health, OnEnd, Reloads, Tasks};
 use d7y_proto::scheduler::placement_server::PlacementServer;
 use d7y_proto::scheduler::scheduler_server::SchedulerServer;
 use d7y_scheduler_core::{MAX_TRACE_BYTES, TICK};
@@ -57,6 +57,11 @@ const MAX_STREAMS_PER_CONNECTION: u32 = 16;
 pub struct Addresses {
     pub server: SocketAddr,
     pub metrics: SocketAddr,
+}
+
+/// Takes over what can be set while the scheduler runs, when the manager says so.
+pub fn follow(config: &Config, tasks: &Tasks, reloads: Reloads<Config>) -> anyhow::Result<()> {
+    manager::follow(config, tasks, reloads)
 }
 
 /// Binds all sockets and starts to serve; [`Tasks::finish`] waits for the end.

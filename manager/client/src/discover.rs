@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -5,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use d7y_proto::manager::manager_client::ManagerClient;
-use d7y_proto::manager::{DiscoverRequest, Discovery};
+use d7y_proto::manager::{DiscoverRequest, Discovery, Kind};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
@@ -22,22 +23,26 @@ pub struct Discovered {
     /// host:port, in the order in which to try them.
     pub schedulers: Vec<String>,
     pub seeds: Vec<String>,
+    /// What the cluster's members are to be set to, by key: see `d7y_chassis::Managed`.
+    pub config: BTreeMap<String, String>,
 }
 
 /// What asking needs.
 pub struct Asking {
+    /// For whom the settings are to be.
+    pub kind: Kind,
     pub config: ManagerConfig,
     pub peer_id: String,
     pub version: &'static str,
-    /// Where the last answer is kept.
-    pub file: PathBuf,
+    /// Where the last answer is kept, by whoever has a place for it.
+    pub file: Option<PathBuf>,
     /// Asks at once when notified: what is known turned out to be wrong.
     pub again: Arc<Notify>,
 }
 
 /// Asks for as long as the peer runs, beginning with what was known when it last ran.
 pub async fn discover(asking: Asking, known: watch::Sender<Discovered>) {
-    known.send_replace(load(&asking.file));
+    known.send_replace(asking.file.as_deref().map(load).unwrap_or_default());
     let mut backoff = Backoff::new();
     let mut lost = false;
     loop {
@@ -48,7 +53,7 @@ pub async fn discover(asking: Asking, known: watch::Sender<Discovered>) {
                 }
                 backoff.reset();
                 let refresh = Duration::from_millis(u64::from(answer.refresh_ms)).max(LEAST_REFRESH);
-                learn(&asking.file, &known, answer);
+                learn(asking.file.as_deref(), &known, answer);
                 refresh
             }
             Err(why) => {
@@ -72,13 +77,14 @@ async fn ask(asking: &Asking) -> Result<Discovery, String> {
         cluster: asking.config.cluster.clone(),
         peer_id: asking.peer_id.clone(),
         version: asking.version.to_owned(),
+        kind: asking.kind.into(),
     };
     client.discover(request).await.map(tonic::Response::into_inner).map_err(|status| chain(&status))
 }
 
-/// An empty list is no news: a manager that has just started has not heard of anybody yet, and whom it forgot may still
+/// Settings are what they are, none too. An empty list is no news: a manager that has just started has not heard of anybody yet, and whom it forgot may still
 /// be there.
-fn learn(file: &Path, known: &watch::Sender<Discovered>, answer: Discovery) {
+fn learn(file: Option<&Path>, known: &watch::Sender<Discovered>, answer: Discovery) {
     let mut now = known.borrow().clone();
     if !answer.schedulers.is_empty() {
         now.schedulers = answer.schedulers;
@@ -86,11 +92,14 @@ fn learn(file: &Path, known: &watch::Sender<Discovered>, answer: Discovery) {
     if !answer.seeds.is_empty() {
         now.seeds = answer.seeds;
     }
+    now.config = answer.config.into_iter().collect();
     if *known.borrow() == now {
         return;
     }
-    tracing::info!(schedulers = ?now.schedulers, seeds = ?now.seeds, "the manager says where the cluster is");
-    if let Err(error) = save(file, &now) {
+    tracing::info!(schedulers = ?now.schedulers, seeds = ?now.seeds, config = ?now.config, "the manager says where the cluster is");
+    if let Some(file) = file
+        && let Err(error) = save(file, &now)
+    {
         tracing::warn!(file = %file.display(), %error, "cannot keep what the manager said for the next start");
     }
     known.send_replace(now);
@@ -127,11 +136,18 @@ mod tests {
         for (schedulers, seeds, then_schedulers, then_seeds) in table {
             let answer =
                 Discovery { schedulers: list(schedulers), seeds: list(seeds), ..Discovery::default() };
-            learn(&file, &known, answer);
-            let expected = Discovered { schedulers: list(then_schedulers), seeds: list(then_seeds) };
+            learn(Some(&file), &known, answer);
+            let (schedulers, seeds) = (list(then_schedulers), list(then_seeds));
+            let expected = Discovered { schedulers, seeds, ..Discovered::default() };
             assert_eq!(*known.borrow(), expected);
             assert_eq!(load(&file), expected);
         }
+        let level = |level: &str| [("log.level".to_owned(), level.to_owned())];
+        let config = level("debug").into();
+        learn(Some(&file), &known, Discovery { config, ..Discovery::default() });
+        assert_eq!(load(&file).config, level("debug").into());
+        learn(Some(&file), &known, Discovery::default());
+        assert!(load(&file).config.is_empty(), "what is no longer set is forgotten");
         fs::write(&file, "{\"schedulers\":").unwrap();
         assert_eq!(load(&file), Discovered::default(), "a damaged file is an empty one");
     }

@@ -17,7 +17,7 @@ mod migration;
 mod users;
 mod vault;
 
-pub use clusters::DEFAULT_CLUSTER;
+pub use clusters::{ClusterChange, DEFAULT_CLUSTER};
 pub use credentials::{AnyJob, CredentialName};
 pub use database::{Database, DbError, Timestamp};
 pub use entity::{job::State as JobState, member::Kind, placement::State as PlacementState};

@@ -11,7 +11,7 @@ pub(crate) struct Migrator;
 #[async_trait::async_trait]
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(First)]
+        vec![Box::new(First), Box::new(SettingsAndUsers)]
     }
 }
 
@@ -64,6 +64,47 @@ impl MigrationTrait for First {
         ];
         for table in tables {
             manager.drop_table(Table::drop().table(table).take()).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What a cluster's daemons are set to, and users that may not log in any more.
+struct SettingsAndUsers;
+
+impl SettingsAndUsers {
+    fn columns() -> [(&'static str, ColumnDef); 3] {
+        [
+            ("cluster", text("peer_config").default("{}").take()),
+            ("cluster", text("scheduler_config").default("{}").take()),
+            ("user", boolean("disabled").default(false).take()),
+        ]
+    }
+}
+
+impl MigrationName for SettingsAndUsers {
+    fn name(&self) -> &str {
+        "0002_settings_and_users"
+    }
+}
+
+#[allow(
+    elided_lifetimes_in_paths,
+    reason = "async_trait binds a named lifetime elsewhere than the trait does"
+)]
+#[async_trait::async_trait]
+impl MigrationTrait for SettingsAndUsers {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        for (table, mut column) in Self::columns() {
+            manager.alter_table(Table::alter().table(table).add_column(&mut column).take()).await?;
+        }
+        Ok(())
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        for (table, column) in Self::columns() {
+            let name = column.get_column_name();
+            manager.alter_table(Table::alter().table(table).drop_column(name).take()).await?;
         }
         Ok(())
     }

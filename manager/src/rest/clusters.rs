@@ -1,10 +1,12 @@
 //! Clusters and who is in them.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
 use d7y_manager_db::entity::{cluster, member, peer};
-use d7y_manager_db::{Kind, PeerRole, Timestamp};
+use d7y_manager_db::{ClusterChange, Kind, PeerRole, Timestamp};
 use http::{StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -12,6 +14,7 @@ use serde_json::{Value, json};
 use super::error::ApiError;
 use super::pages::PageQuery;
 use super::routes::App;
+use crate::settings::{self, Of};
 
 const MAX_NAME_CHARS: usize = 64;
 const MAX_BIO_CHARS: usize = 1024;
@@ -37,6 +40,17 @@ pub(super) struct NewCluster {
     name: String,
     #[serde(default)]
     bio: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ClusterPatch {
+    bio: Option<String>,
+    /// Values by key: see `settings`.
+    #[serde(default)]
+    peer_cluster_config: BTreeMap<String, Value>,
+    #[serde(default)]
+    scheduler_cluster_config: BTreeMap<String, Value>,
 }
 
 pub(super) async fn list(
@@ -65,11 +79,40 @@ pub(super) async fn create(
     if new.name.is_empty() || new.name.len() > MAX_NAME_CHARS || !new.name.chars().all(word) {
         return Err(ApiError::bad("a cluster's name has 1 to 64 letters, digits, '.', '_' and '-'"));
     }
-    if new.bio.chars().count() > MAX_BIO_CHARS {
-        return Err(ApiError::bad("bio has at most 1024 characters"));
-    }
+    check_bio(&new.bio)?;
     let cluster = app.db.add_cluster(&new.name, &new.bio, Timestamp::now()).await?;
     Ok((StatusCode::OK, Json(ClusterView::from(cluster))))
+}
+
+/// Sets what the cluster's daemons take over while they run. Keys that are not named stay as they are.
+pub(super) async fn change(
+    State(app): State<App>,
+    Path(id): Path<i64>,
+    Json(wanted): Json<ClusterPatch>,
+) -> Result<Json<impl Serialize>, ApiError> {
+    wanted.bio.as_deref().map_or(Ok(()), check_bio)?;
+    let parse = |of, config: &BTreeMap<String, Value>| settings::parse(of, config).map_err(ApiError::bad);
+    let change = ClusterChange {
+        peer_config: parse(Of::Peer, &wanted.peer_cluster_config)?,
+        scheduler_config: parse(Of::Scheduler, &wanted.scheduler_cluster_config)?,
+        bio: wanted.bio,
+    };
+    let changed = app.db.change_cluster(id, change, Timestamp::now()).await?;
+    let changed = changed.ok_or_else(|| ApiError::not_found(format!("there is no cluster {id}")))?;
+    tracing::info!(
+        cluster = changed.name,
+        peers = changed.peer_config,
+        schedulers = changed.scheduler_config,
+        "a cluster is set otherwise"
+    );
+    Ok(Json(ClusterView::from(changed)))
+}
+
+fn check_bio(bio: &str) -> Result<(), ApiError> {
+    match bio.chars().count() > MAX_BIO_CHARS {
+        true => Err(ApiError::bad("bio has at most 1024 characters")),
+        false => Ok(()),
+    }
 }
 
 pub(super) async fn schedulers(
@@ -145,17 +188,17 @@ impl From<cluster::Model> for ClusterView {
     fn from(row: cluster::Model) -> Self {
         Self {
             id: row.id,
-            name: row.name,
-            bio: row.bio,
             is_default: row.is_default,
             scheduler_cluster_id: row.id,
             seed_peer_cluster_id: row.id,
             scopes: json!({}),
-            scheduler_cluster_config: json!({}),
+            scheduler_cluster_config: json!(row.scheduler_settings()),
             seed_peer_cluster_config: json!({}),
-            peer_cluster_config: json!({}),
+            peer_cluster_config: json!(row.peer_settings()),
             created_at: time(row.created_at),
             updated_at: time(row.updated_at),
+            name: row.name,
+            bio: row.bio,
         }
     }
 }

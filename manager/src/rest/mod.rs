@@ -38,6 +38,7 @@ fn routes(manager: Arc<Manager>) -> Routes {
         .get("/api/v1/clusters", Read(Clusters), clusters::list)
         .post("/api/v1/clusters", Write(Clusters), clusters::create)
         .get("/api/v1/clusters/{id}", Read(Clusters), clusters::get)
+        .patch("/api/v1/clusters/{id}", Write(Clusters), clusters::change)
         .get("/api/v1/schedulers", Read(Schedulers), clusters::schedulers)
         .get("/api/v1/seed-peers", Read(SeedPeers), clusters::seed_peers)
         .get("/api/v1/peers", Read(Peers), clusters::peers)

@@ -42,6 +42,14 @@ impl Routes {
         self.add((Method::POST, MethodFilter::POST), path, permission, handler)
     }
 
+    pub fn patch<H, T>(self, path: &'static str, permission: Permission, handler: H) -> Self
+    where
+        H: Handler<T, App>,
+        T: 'static,
+    {
+        self.add((Method::PATCH, MethodFilter::PATCH), path, permission, handler)
+    }
+
     pub fn delete<H, T>(self, path: &'static str, permission: Permission, handler: H) -> Self
     where
         H: Handler<T, App>,

@@ -87,6 +87,7 @@ const ROUTES: &[&str] = &[
     "GET /api/v1/clusters: read clusters",
     "POST /api/v1/clusters: write clusters",
     "GET /api/v1/clusters/{id}: read clusters",
+    "PATCH /api/v1/clusters/{id}: write clusters",
     "GET /api/v1/schedulers: read schedulers",
     "GET /api/v1/seed-peers: read seed-peers",
     "GET /api/v1/peers: read peers",
@@ -267,6 +268,37 @@ async fn credentials_go_in_and_never_come_out() {
     let one = format!("{path}/{}", listed[0]["id"]);
     assert_eq!(api.ask(Method::DELETE, &one, Some(&root), &Value::Null).await.0, StatusCode::OK);
     assert_eq!(api.ask(Method::DELETE, &one, Some(&root), &Value::Null).await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_cluster_is_set_key_by_key_and_faulty_values_change_nothing() {
+    let api = Api::new().await;
+    let (root, path) = (api.token(1, &[]).await, "/api/v1/clusters/1");
+    let patch = async |body: Value| api.ask(Method::PATCH, path, Some(&root), &body).await;
+    let peers = |config: Value| json!({ "peer_cluster_config": config });
+    let (status, set) = patch(peers(json!({ "log.level": "debug", "store.limit": "50GiB" }))).await;
+    assert_eq!(status, StatusCode::OK, "{set}");
+    for (body, part) in [
+        (peers(json!({ "log.level": "warn", "store.limit": "50KiB" })), "at least 1MiB"),
+        (peers(json!({ "store.directory": "/tmp" })), "cannot be set from here"),
+        (json!({ "scheduler_cluster_config": { "store.limit": "1GiB" } }), "what can is log.level"),
+    ] {
+        let (status, answer) = patch(body).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST);
+        assert!(answer["message"].as_str().unwrap().contains(part), "{answer}");
+    }
+    let kept = json!({ "log.level": "debug", "store.limit": "50GiB" });
+    assert_eq!(api.get(path, &root).await["peer_cluster_config"], kept);
+    patch(peers(json!({ "store.limit": null }))).await;
+    patch(json!({ "bio": "ours", "scheduler_cluster_config": { "log.level": "warn" } })).await;
+    let now = api.get(path, &root).await;
+    assert_eq!(now["peer_cluster_config"], json!({ "log.level": "debug" }));
+    assert_eq!(
+        (&now["scheduler_cluster_config"]["log.level"], &now["bio"]),
+        (&json!("warn"), &json!("ours"))
+    );
+    let missing = api.ask(Method::PATCH, "/api/v1/clusters/9", Some(&root), &json!({})).await;
+    assert_eq!(missing.0, StatusCode::NOT_FOUND);
 }
 
 fn base64_of(text: &str) -> String {

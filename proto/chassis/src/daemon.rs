@@ -1,6 +1,7 @@
 //! The whole life of a process, so that a daemon's `main.rs` only says who it is.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -68,6 +69,11 @@ pub trait DaemonConfig: Serialize + DeserializeOwned + Default + Validate + Send
     fn reloadable() -> Vec<&'static str> {
         vec!["log.level"]
     }
+
+    /// Where the daemon keeps what a manager said last (see [`crate::config::Managed`]), if it belongs to one.
+    fn kept_settings(&self) -> Option<PathBuf> {
+        None
+    }
 }
 
 /// Who a daemon is.
@@ -103,7 +109,7 @@ impl Daemon {
         Fut: Future<Output = anyhow::Result<()>>,
     {
         let args = self.parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
-        let loaded: Loaded<C> = match config::load(self.name, &args) {
+        let loaded: Loaded<C> = match config::load_managed(self.name, &args, None) {
             Ok(loaded) => loaded,
             Err(error) => return self.refuse(&error.into()),
         };

@@ -1,4 +1,4 @@
-//! SIGHUP: the configuration is read again while the daemon runs.
+//! SIGHUP, or another word of the manager: the configuration is read again while the daemon runs.
 //!
 //! A faulty one changes nothing and is logged with all its faults. Of a sound one the keys in
 //! [`DaemonConfig::reloadable`] take effect; the others that differ are named in the log, at every reload, until the
@@ -10,13 +10,35 @@ use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::config::{self, Changes, DaemonArgs};
+use crate::config::{self, Changes, DaemonArgs, Managed};
 use crate::daemon::{DaemonConfig, DaemonName};
 use crate::notify::Notifier;
 use crate::telemetry::LogLevel;
 
 /// The configuration as it was last read; only its reloadable keys may be taken from it.
-pub type Reloads<C> = watch::Receiver<Arc<C>>;
+pub struct Reloads<C> {
+    read: watch::Receiver<Arc<C>>,
+    said: watch::Sender<Option<Managed>>,
+}
+
+impl<C> Reloads<C> {
+    /// Waits until the configuration has been read again.
+    ///
+    /// # Errors
+    /// When the daemon has ended.
+    pub async fn changed(&mut self) -> Result<(), watch::error::RecvError> {
+        self.read.changed().await
+    }
+
+    pub fn borrow_and_update(&mut self) -> watch::Ref<'_, Arc<C>> {
+        self.read.borrow_and_update()
+    }
+
+    /// Where to say what the manager says: the configuration is then read again.
+    pub fn manager(&self) -> watch::Sender<Option<Managed>> {
+        self.said.clone()
+    }
+}
 
 pub(crate) struct Reloader<C> {
     name: DaemonName,
@@ -25,30 +47,41 @@ pub(crate) struct Reloader<C> {
     notifier: Notifier,
     held: config::Flat,
     sender: watch::Sender<Arc<C>>,
+    said: watch::Receiver<Option<Managed>>,
 }
 
 impl<C: DaemonConfig> Reloader<C> {
     pub fn new(name: DaemonName, args: DaemonArgs, level: LogLevel, config: C) -> (Self, Reloads<C>) {
         let held = config::flat(&config);
-        let (sender, reloads) = watch::channel(Arc::new(config));
+        let (sender, read) = watch::channel(Arc::new(config));
+        let (say, said) = watch::channel(None);
         let notifier = Notifier::from_environment();
-        (Self { name, args, level, notifier, held, sender }, reloads)
+        (Self { name, args, level, notifier, held, sender, said }, Reloads { read, said: say })
     }
 
     /// Installs the handler at once; the future waits for the signals.
     pub fn on_hangup(mut self) -> io::Result<impl Future<Output = ()> + Send> {
         let mut hangup = signal(SignalKind::hangup())?;
         Ok(async move {
-            while hangup.recv().await.is_some() {
-                self.notifier.reloading();
-                self.reload();
-                self.notifier.ready();
+            loop {
+                tokio::select! {
+                    hangup = hangup.recv() => {
+                        if hangup.is_none() {
+                            return;
+                        }
+                        self.notifier.reloading();
+                        self.reload();
+                        self.notifier.ready();
+                    }
+                    Ok(()) = self.said.changed() => self.reload(),
+                }
             }
         })
     }
 
     fn reload(&mut self) {
-        let read: C = match config::load(self.name, &self.args) {
+        let said = self.said.borrow_and_update().clone();
+        let read: C = match config::load_managed(self.name, &self.args, said.as_ref()) {
             Ok(loaded) => loaded.config,
             Err(error) => {
                 let error = anyhow::Error::from(error);

@@ -2,5 +2,6 @@
 #![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 
 mod cluster;
+mod managed;
 mod process;
 mod sessions;

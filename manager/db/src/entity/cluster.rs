@@ -10,6 +10,10 @@ pub struct Model {
     pub name: String,
     pub bio: String,
     pub is_default: bool,
+    /// What its peers are set to, in JSON: text by key.
+    pub peer_config: String,
+    /// The same for its schedulers.
+    pub scheduler_config: String,
     pub created_at: i64,
     pub updated_at: i64,
 }

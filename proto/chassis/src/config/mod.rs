@@ -1,10 +1,11 @@
-//! Layered configuration: defaults < YAML file < environment < command line.
+//! Layered configuration: defaults < manager < YAML file < environment < command line.
 //!
 //! Keys are camelCase and nest with `.` on the command line (`--set store.maxBytes=64GiB`) and with `__` in
 //! the environment (`D7Y_PEER__STORE__MAX_BYTES=64GiB`). Every key that no component knows is refused.
 
 mod args;
 mod fault;
+mod managed;
 mod overlay;
 mod print;
 mod reference;
@@ -20,12 +21,13 @@ use serde::de::DeserializeOwned;
 
 pub use args::{Assignment, DaemonArgs};
 pub use fault::{Fault, Validate};
+pub use managed::Managed;
 pub use overlay::Origins;
 pub use reference::reference;
 pub(crate) use reload::{Changes, Flat, flat};
 pub use values::{ByteSize, HumanDuration, Secret};
 
-use crate::daemon::DaemonName;
+use crate::daemon::{DaemonConfig, DaemonName};
 use overlay::Applied;
 use tree::Tree;
 
@@ -67,6 +69,33 @@ where
     load_from(name, args, environment)
 }
 
+/// [`load`] for a daemon that a manager may tell some keys: those that `said` has, or else those that it kept.
+///
+/// What is set on this host must be sound by itself. A manager's value that does not fit, say because the manager is
+/// newer, leaves all as if it had said nothing, and is logged.
+pub(crate) fn load_managed<C: DaemonConfig>(
+    name: DaemonName,
+    args: &DaemonArgs,
+    said: Option<&Managed>,
+) -> Result<Loaded<C>, ConfigError> {
+    let local: Loaded<C> = load(name, args)?;
+    let mut managed = match (said, local.config.kept_settings()) {
+        (Some(said), _) => said.clone(),
+        (None, Some(path)) => managed::kept(&path),
+        (None, None) => Managed::new(),
+    };
+    managed.retain(|key, _| C::reloadable().contains(&key.as_str()));
+    if managed.is_empty() {
+        return Ok(local);
+    }
+    let environment = overlay::utf8(name, std::env::vars_os()).map_err(ConfigError::Faults)?;
+    load_layers(name, args, environment, &managed).or_else(|error| {
+        let error = anyhow::Error::from(error);
+        tracing::warn!("what the manager says of the configuration does not fit and is left out: {error:#}");
+        Ok(local)
+    })
+}
+
 /// [`load`] with the environment as an argument.
 ///
 /// Every value is laid over the defaults on its own, so that all faults are found at once: those of the file with line
@@ -76,6 +105,18 @@ pub fn load_from<T>(
     name: DaemonName,
     args: &DaemonArgs,
     environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<Loaded<T>, ConfigError>
+where
+    T: DeserializeOwned + Default + Validate,
+{
+    load_layers(name, args, environment, &Managed::new())
+}
+
+fn load_layers<T>(
+    name: DaemonName,
+    args: &DaemonArgs,
+    environment: impl IntoIterator<Item = (String, String)>,
+    managed: &Managed,
 ) -> Result<Loaded<T>, ConfigError>
 where
     T: DeserializeOwned + Default + Validate,
@@ -92,7 +133,8 @@ where
         let problem = "line 1, column 1: a configuration is keys and values".to_owned();
         return Err(ConfigError::Syntax { path, problem });
     }
-    let mut overrides = tree.as_ref().map(|tree| overlay::from_file(&path, tree)).unwrap_or_default();
+    let mut overrides = overlay::from_manager(managed);
+    overrides.extend(tree.as_ref().map(|tree| overlay::from_file(&path, tree)).unwrap_or_default());
     overrides.extend(overlay::from_environment(name, environment));
     overrides.extend(args.overrides());
     let Applied { value, origins, mut faults } = overlay::apply::<T>(overrides);

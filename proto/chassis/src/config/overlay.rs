@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::Fault;
 use super::tree::{Leaf, Place, Tree};
+use super::{Fault, Managed};
 use crate::daemon::DaemonName;
 
 /// One value and who gave it.
@@ -32,6 +32,7 @@ pub(super) enum Given<'a> {
 /// Where a value comes from, when it is not the default.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Source {
+    Manager,
     File(PathBuf, Place),
     Environment(String),
     Flag(String),
@@ -42,6 +43,7 @@ impl Source {
     fn fault(&self, key: &[String]) -> String {
         match self {
             Self::File(..) => format!("{self}: {}", key.join(".")),
+            Self::Manager => format!("{self}: {}", key.join(".")),
             Self::Environment(_) | Self::Flag(_) => self.to_string(),
         }
     }
@@ -50,6 +52,7 @@ impl Source {
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Manager => f.write_str("manager"),
             Self::File(path, place) => write!(f, "{} {place}", path.display()),
             Self::Environment(name) => write!(f, "environment variable {name}"),
             Self::Flag(flag) => write!(f, "flag {flag}"),
@@ -98,6 +101,16 @@ pub(super) fn utf8(
         }
     }
     if faults.is_empty() { Ok(texts) } else { Err(faults) }
+}
+
+/// What the manager says.
+pub(super) fn from_manager(managed: &Managed) -> Vec<Override<'static>> {
+    let given = |(key, value): (&String, &String)| Override {
+        path: key.split('.').map(str::to_owned).collect(),
+        given: Given::Text(value.clone()),
+        source: Source::Manager,
+    };
+    managed.iter().map(given).collect()
 }
 
 /// Every value of the file.

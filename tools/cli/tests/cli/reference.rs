@@ -43,3 +43,11 @@ fn every_key_says_what_it_is() {
         reference.lines().filter(|line| line.starts_with("| `") && line.ends_with("|  |")).collect();
     assert!(silent.is_empty(), "keys without a doc comment:\n{}", silent.join("\n"));
 }
+
+#[test]
+fn what_the_manager_can_set_is_what_the_daemons_reload() {
+    use d7y_chassis::DaemonConfig;
+    use d7y_manager::settings::{Of, keys};
+    assert_eq!(keys(Of::Peer), d7y_peer::Config::reloadable());
+    assert_eq!(keys(Of::Scheduler), d7y_scheduler::Config::reloadable());
+}
