@@ -1,4 +1,5 @@
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// Shorter, and staying alive is the load; longer, and the dead are recommended for minutes.
 const INTERVAL_LIMITS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(60));
-const MIN_PASSWORD_CHARS: usize = 8;
+pub(crate) const MIN_PASSWORD_CHARS: usize = 8;
 
 #[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
@@ -28,6 +29,7 @@ pub struct Config {
     pub initial_root_password: Secret,
     pub keep_alive: KeepAliveConfig,
     pub discovery: DiscoveryConfig,
+    pub jobs: JobsConfig,
     /// How registries are reached to find out what an image's name means.
     pub origin: OriginConfig,
     pub log: LogConfig,
@@ -64,6 +66,22 @@ pub struct DiscoveryConfig {
     pub refresh: HumanDuration,
 }
 
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct JobsConfig {
+    /// How long a job that has ended can be looked at.
+    pub keep_for: HumanDuration,
+    /// Most ended jobs to keep; the oldest go first.
+    pub keep_most: NonZeroU32,
+}
+
+impl Default for JobsConfig {
+    fn default() -> Self {
+        let keep_for = HumanDuration::from_secs(30 * 24 * 3600);
+        Self { keep_for, keep_most: NonZeroU32::new(10_000).expect("not zero") }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         let everywhere = |port| ListenConfig { listen: (Ipv4Addr::UNSPECIFIED, port).into() };
@@ -76,6 +94,7 @@ impl Default for Config {
             initial_root_password: Secret::default(),
             keep_alive: KeepAliveConfig::default(),
             discovery: DiscoveryConfig::default(),
+            jobs: JobsConfig::default(),
             origin: OriginConfig::default(),
             log: LogConfig::default(),
             shutdown: ShutdownConfig::default(),

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use d7y_chassis::listen::{self, BindError};
 use d7y_chassis::obstacle;
-use d7y_chassis::{Daemon, DaemonName, Health, OnEnd, Secret, Tasks};
+use d7y_chassis::{Action, Daemon, DaemonName, Health, OnEnd, Secret, Tasks};
 use d7y_manager_db::{Database, Timestamp};
 use d7y_origin::Origin;
 use d7y_proto::manager::manager_server::ManagerServer;
@@ -32,16 +32,23 @@ use tokio::sync::Notify;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
-pub use config::{Config, DiscoveryConfig, KeepAliveConfig, ListenConfig, SecretsConfig};
+pub use config::{Config, DiscoveryConfig, JobsConfig, KeepAliveConfig, ListenConfig, SecretsConfig};
 use manager::{Manager, Settings};
 use members::Members;
 pub use metrics::described as described_metrics;
+pub use secrets::reset_root_password;
 
 pub const DAEMON: Daemon = Daemon {
     name: DaemonName::new("d7y-manager"),
     about: "Keeps clusters, users and jobs of d7y",
     version: env!("CARGO_PKG_VERSION"),
     shorthands: &[],
+    actions: &[RESET_ROOT_PASSWORD],
+};
+
+pub const RESET_ROOT_PASSWORD: Action = Action {
+    flag: "reset-root-password",
+    help: "Give the user root a new password, print it once, and stop; a running manager takes it at once",
 };
 
 /// A scheduler's list of 131,072 peers with names of some 60 bytes.
@@ -63,7 +70,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Running> {
     let (grpc, grpc_address) = open(config.grpc.listen, "grpc.listen").await?;
     let (metrics_listener, metrics_address) = open(config.metrics.listen, "metrics.listen").await?;
     obstacle::writable_directory(&config.directory, "directory")?;
-    let db = Database::open(&config.directory.join("manager.db")).await?;
+    let db = Database::open(&config.directory.join(secrets::DATABASE)).await?;
     let mut registry = d7y_chassis::metrics::registry(DAEMON.name, DAEMON.version);
     let manager = Arc::new(Manager {
         vault: secrets::vault(&config)?,
@@ -71,6 +78,8 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Running> {
         settings: Settings {
             interval: config.keep_alive.interval.get(),
             refresh: config.discovery.refresh.get(),
+            keep_for: config.jobs.keep_for.get(),
+            keep_most: config.jobs.keep_most.get().into(),
         },
         metrics: metrics::Metrics::register(&mut registry),
         new_job: Notify::new(),

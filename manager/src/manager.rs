@@ -28,6 +28,9 @@ pub(crate) struct Settings {
     pub interval: Duration,
     /// How often peers ask for their cluster.
     pub refresh: Duration,
+    /// How long, and how many, ended jobs are kept.
+    pub keep_for: Duration,
+    pub keep_most: u64,
 }
 
 impl Settings {

@@ -11,6 +11,11 @@ use d7y_manager_db::{Database, Timestamp, UserRole, Vault};
 use crate::config::Config;
 use crate::identity;
 
+/// In the manager's directory.
+pub(crate) const DATABASE: &str = "manager.db";
+/// The first user.
+const ROOT: &str = "root";
+
 #[derive(Debug, thiserror::Error)]
 #[error("cannot use the key file {path} (configuration key secrets.keyFile)")]
 struct KeyFileError {
@@ -54,6 +59,23 @@ pub(crate) async fn first_user(db: &Database, config: &Config) -> anyhow::Result
     let made_up = configured.is_empty().then(|| Secret::new(identity::random_password()));
     let password = made_up.clone().unwrap_or(configured);
     let hash = identity::hash_password(password).await?;
-    db.add_user("root", &hash, UserRole::Root, Timestamp::now()).await?;
+    db.add_user(ROOT, &hash, UserRole::Root, Timestamp::now()).await?;
     Ok(made_up)
+}
+
+/// Gives the user `root` a new password and all rights again. Works on the database, so that it needs no running manager
+/// and minds none.
+pub async fn reset_root_password(config: &Config) -> anyhow::Result<Secret> {
+    let path = config.directory.join(DATABASE);
+    anyhow::ensure!(
+        path.exists(),
+        "there is no database at {}: name the manager's configuration with --config, or start the manager once",
+        path.display()
+    );
+    let db = Database::open(&path).await?;
+    let password = Secret::new(identity::random_password());
+    let hash = identity::hash_password(password.clone()).await?;
+    db.restore_root(ROOT, &hash, Timestamp::now()).await?;
+    db.close().await?;
+    Ok(password)
 }

@@ -44,6 +44,7 @@ pub const DAEMON: Daemon = Daemon {
         value: "true",
         help: "Work without a scheduler, with the seed peers in the configuration",
     }],
+    actions: &[],
 };
 
 /// The configuration key of the store's place.

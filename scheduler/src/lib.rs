@@ -45,6 +45,7 @@ pub const DAEMON: Daemon = Daemon {
     about: "Tells d7y peers who to fetch from and who reads the origin",
     version: env!("CARGO_PKG_VERSION"),
     shorthands: &[],
+    actions: &[],
 };
 
 /// A message on top of the largest trace, in bytes.

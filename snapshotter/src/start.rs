@@ -42,6 +42,7 @@ pub const DAEMON: Daemon = Daemon {
     about: "Mounts container images for containerd before they have been downloaded",
     version: env!("CARGO_PKG_VERSION"),
     shorthands: &[],
+    actions: &[],
 };
 
 /// Of everything in rootDirectory.

@@ -48,6 +48,8 @@ pub enum DbError {
     Vault(#[from] VaultError),
     #[error("there is already one with this name")]
     Taken,
+    #[error("nobody else may do everything; make another root user first")]
+    LastRoot,
 }
 
 /// The manager's memory; clones are the same database.

@@ -1,6 +1,6 @@
 //! Jobs, the leases on them, and how far they are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use d7y_types::LayerRef;
@@ -16,6 +16,8 @@ use crate::entity::job::{ActiveModel, Column, Entity, Model, State};
 use crate::entity::{layer, placement};
 use crate::vault::{RegistryLogin, Vault};
 
+/// Jobs removed in one step; the next step takes more.
+const PRUNED_AT_ONCE: u64 = 500;
 /// Rows in one INSERT: SQLite allows 32,766 variables.
 const ROWS_PER_INSERT: usize = 1000;
 
@@ -124,6 +126,22 @@ impl Database {
             .filter(Column::State.eq(State::Pending));
         update.exec(&self.connection).await?;
         self.remove_credentials_of(job).await
+    }
+
+    /// Removes jobs that ended before `horizon`, and the oldest ended ones beyond the newest `most`, with all that
+    /// belongs to them. Some at a time; returns how many.
+    pub async fn prune_jobs(&self, horizon: Timestamp, most: u64) -> Result<u64, DbError> {
+        let ended = || Entity::find().filter(Column::State.ne(State::Pending)).order_by_desc(Column::Id);
+        let ids = |rows: Vec<Model>| rows.into_iter().map(|row| row.id);
+        let old = ended().filter(Column::UpdatedAt.lt(horizon.0)).limit(PRUNED_AT_ONCE);
+        let old = old.all(&self.connection).await?;
+        let beyond = ended().offset(most).limit(PRUNED_AT_ONCE).all(&self.connection).await?;
+        let gone: BTreeSet<i64> = ids(old).chain(ids(beyond)).collect();
+        if gone.is_empty() {
+            return Ok(0);
+        }
+        let removed = Entity::delete_many().filter(Column::Id.is_in(gone)).exec(&self.connection).await?;
+        Ok(removed.rows_affected)
     }
 
     /// Keeps what the image's name means to this job from now on.

@@ -1,4 +1,8 @@
-use sea_orm::{ActiveValue::Set, ColumnTrait, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder};
+use sea_orm::sea_query::{Expr, OnConflict};
+use sea_orm::{
+    ActiveModelTrait, ActiveValue::Set, ColumnTrait, EntityTrait, IntoActiveModel, PaginatorTrait,
+    QueryFilter, QueryOrder, TransactionTrait, TryIntoModel,
+};
 
 use crate::database::{Database, DbError, Timestamp, taken};
 use crate::entity::{token, user};
@@ -32,6 +36,7 @@ impl Database {
             name: Set(name.to_owned()),
             password_hash: Set(password_hash.to_owned()),
             role: Set(role),
+            disabled: Set(false),
             created_at: Set(now.0),
             ..Default::default()
         };
@@ -40,6 +45,61 @@ impl Database {
 
     pub async fn user_named(&self, name: &str) -> Result<Option<user::Model>, DbError> {
         Ok(user::Entity::find().filter(user::Column::Name.eq(name)).one(&self.connection).await?)
+    }
+
+    pub async fn user(&self, id: i64) -> Result<Option<user::Model>, DbError> {
+        Ok(user::Entity::find_by_id(id).one(&self.connection).await?)
+    }
+
+    /// Changes what a user may do; None when there is no such user.
+    ///
+    /// # Errors
+    /// [`DbError::LastRoot`] when nobody would be left who may do everything.
+    pub async fn change_user(
+        &self,
+        id: i64,
+        role: Option<user::Role>,
+        disabled: Option<bool>,
+    ) -> Result<Option<user::Model>, DbError> {
+        let transaction = self.connection.begin().await?;
+        let Some(row) = user::Entity::find_by_id(id).one(&transaction).await? else { return Ok(None) };
+        let mut row = row.into_active_model();
+        role.into_iter().for_each(|role| row.role = Set(role));
+        disabled.into_iter().for_each(|disabled| row.disabled = Set(disabled));
+        let row = if row.is_changed() { row.update(&transaction).await? } else { row.try_into_model()? };
+        let roots = user::Entity::find()
+            .filter(user::Column::Role.eq(user::Role::Root))
+            .filter(user::Column::Disabled.eq(false));
+        if roots.count(&transaction).await? == 0 {
+            return Err(DbError::LastRoot);
+        }
+        transaction.commit().await?;
+        Ok(Some(row))
+    }
+
+    /// Whether there was such a user.
+    pub async fn set_password(&self, id: i64, password_hash: &str) -> Result<bool, DbError> {
+        let update = user::Entity::update_many()
+            .col_expr(user::Column::PasswordHash, Expr::value(password_hash))
+            .filter(user::Column::Id.eq(id));
+        Ok(update.exec(&self.connection).await?.rows_affected == 1)
+    }
+
+    /// Gives this user a password and all rights, whatever it had; made when there is none.
+    pub async fn restore_root(&self, name: &str, password_hash: &str, now: Timestamp) -> Result<(), DbError> {
+        let row = user::ActiveModel {
+            name: Set(name.to_owned()),
+            password_hash: Set(password_hash.to_owned()),
+            role: Set(user::Role::Root),
+            disabled: Set(false),
+            created_at: Set(now.0),
+            ..Default::default()
+        };
+        let same = OnConflict::column(user::Column::Name)
+            .update_columns([user::Column::PasswordHash, user::Column::Role, user::Column::Disabled])
+            .to_owned();
+        user::Entity::insert(row).on_conflict(same).exec_without_returning(&self.connection).await?;
+        Ok(())
     }
 
     pub async fn users(&self) -> Result<Vec<user::Model>, DbError> {
@@ -76,8 +136,12 @@ impl Database {
         Ok(token::Entity::find().order_by_asc(token::Column::Id).all(&self.connection).await?)
     }
 
-    /// Whether there was one.
-    pub async fn remove_token(&self, id: i64) -> Result<bool, DbError> {
-        Ok(token::Entity::delete_by_id(id).exec(&self.connection).await?.rows_affected > 0)
+    /// Whether there was one, of this user where one is named.
+    pub async fn remove_token(&self, id: i64, of: Option<i64>) -> Result<bool, DbError> {
+        let mut remove = token::Entity::delete_many().filter(token::Column::Id.eq(id));
+        if let Some(user) = of {
+            remove = remove.filter(token::Column::UserId.eq(user));
+        }
+        Ok(remove.exec(&self.connection).await?.rows_affected > 0)
     }
 }

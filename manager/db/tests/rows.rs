@@ -124,8 +124,67 @@ async fn tokens_expire_and_can_be_taken_back() {
     let found = db.token("aa", T).await.unwrap().unwrap();
     assert_eq!((found.0.scopes.as_str(), found.1.name.as_str()), (r#"["jobs"]"#, "root"));
     assert!(db.token("bb", T).await.unwrap().is_none(), "expired");
-    assert!(db.remove_token(kept.id).await.unwrap() && !db.remove_token(kept.id).await.unwrap());
+    assert!(!db.remove_token(kept.id, Some(root.id + 1)).await.unwrap(), "somebody else's");
+    assert!(db.remove_token(kept.id, None).await.unwrap());
+    assert!(!db.remove_token(kept.id, None).await.unwrap());
     assert!(db.token("aa", T).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn somebody_may_always_do_everything() {
+    let Fixture { db, directory: _directory, .. } = Fixture::new().await;
+    let root = db.add_user("root", "one", UserRole::Root, T).await.unwrap();
+    let guest = db.add_user("guest", "one", UserRole::Guest, T).await.unwrap();
+    for (role, disabled) in [(Some(UserRole::Guest), None), (None, Some(true))] {
+        let refused = db.change_user(root.id, role, disabled).await;
+        assert!(matches!(refused, Err(DbError::LastRoot)), "{refused:?}");
+    }
+    assert_eq!(db.user(root.id).await.unwrap().unwrap(), root, "a refused change is none");
+    let promoted = db.change_user(guest.id, Some(UserRole::Root), None).await.unwrap().unwrap();
+    assert_eq!(promoted.role, UserRole::Root);
+    assert!(db.change_user(root.id, Some(UserRole::Guest), Some(true)).await.unwrap().unwrap().disabled);
+    assert!(db.change_user(99, None, None).await.unwrap().is_none());
+    db.restore_root("root", "two", T).await.unwrap();
+    let restored = db.user_named("root").await.unwrap().unwrap();
+    assert_eq!((restored.id, restored.role, restored.disabled), (root.id, UserRole::Root, false));
+    assert_eq!(restored.password_hash, "two");
+}
+
+#[tokio::test]
+async fn ended_jobs_go_when_they_are_old_or_too_many() {
+    let fixture = Fixture::new().await;
+    let db = &fixture.db;
+    let at = |seconds| T.plus(Duration::from_secs(seconds));
+    let mut jobs = Vec::new();
+    for _ in 0..6 {
+        jobs.push(fixture.job(None).await);
+    }
+    // The second is pending, whatever its age.
+    for (job, ended) in [(0, 10), (2, 20), (3, 30), (4, 40), (5, 50)] {
+        db.end_job(jobs[job], JobState::Success, "", at(ended)).await.unwrap();
+    }
+    let placement = Placement {
+        job_id: jobs[0],
+        cluster_id: 1,
+        peer: "node".into(),
+        layer: 0,
+        state: PlacementState::Done,
+        bytes_done: 1,
+        bytes_total: 1,
+        error: String::new(),
+        updated_at: T.0,
+    };
+    db.keep_placements(vec![placement]).await.unwrap();
+    let left = async || {
+        let (rows, _) = db.jobs(1, 100).await.unwrap();
+        rows.into_iter().rev().map(|row| row.id - jobs[0]).collect::<Vec<_>>()
+    };
+    assert_eq!(db.prune_jobs(T, 100).await.unwrap(), 0);
+    assert_eq!(db.prune_jobs(at(15), 100).await.unwrap(), 1);
+    assert_eq!(left().await, [1, 2, 3, 4, 5]);
+    assert!(db.placements(jobs[0]).await.unwrap().is_empty(), "its rows go with it");
+    assert_eq!(db.prune_jobs(T, 2).await.unwrap(), 2);
+    assert_eq!(left().await, [1, 4, 5], "the newest stay, and what is pending");
 }
 
 #[tokio::test]

@@ -21,6 +21,8 @@ use crate::metrics::{ByKind, ByState};
 const LEASE: Duration = Duration::from_secs(6);
 /// How often leases are renewed and new jobs looked for.
 const CLAIM_EVERY: Duration = Duration::from_secs(2);
+/// How often ended jobs are looked through for old ones.
+const PRUNE_EVERY: Duration = Duration::from_secs(10);
 /// Jobs driven at once by one manager; the rest wait.
 const MAX_JOBS: u64 = 64;
 /// Between two looks at a job that is under way.
@@ -74,13 +76,29 @@ impl CarryOn {
     }
 
     pub async fn run(self: Arc<Self>) {
+        let mut pruned: Option<Instant> = None;
         loop {
+            if pruned.is_none_or(|at| at.elapsed() >= PRUNE_EVERY) {
+                self.prune().await;
+                pruned = Some(Instant::now());
+            }
             match self.manager.db.claim(&self.lease, MAX_JOBS, Timestamp::now()).await {
                 Ok(jobs) => self.drive_all(jobs),
                 Err(error) => tracing::error!("cannot look for jobs: {}", chain(&error)),
             }
             self.show().await;
             let _ = tokio::time::timeout(CLAIM_EVERY, self.manager.new_job.notified()).await;
+        }
+    }
+
+    /// Old jobs go, so that the database is bounded.
+    async fn prune(&self) {
+        let settings = self.manager.settings;
+        let horizon = Timestamp::now().minus(settings.keep_for);
+        match self.manager.db.prune_jobs(horizon, settings.keep_most).await {
+            Ok(0) => {}
+            Ok(jobs) => tracing::info!(jobs, "old jobs were removed"),
+            Err(error) => tracing::error!("cannot remove old jobs: {}", chain(&error)),
         }
     }
 

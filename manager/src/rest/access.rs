@@ -77,8 +77,9 @@ impl Guard {
 
     async fn by_token(&self, token: &str) -> Result<Caller, ApiError> {
         let found = self.app.db.token(&identity::token_hash(token), Timestamp::now()).await?;
-        let wrong = || ApiError::unauthorized("the token is unknown, taken back or expired");
-        let (token, user) = found.ok_or_else(wrong)?;
+        let wrong =
+            || ApiError::unauthorized("the token is unknown, taken back or expired, or its user is disabled");
+        let (token, user) = found.filter(|(_, user)| !user.disabled).ok_or_else(wrong)?;
         let scopes: Vec<String> = serde_json::from_str(&token.scopes).map_err(|_| wrong())?;
         let scopes = scopes.iter().map(|scope| scope.parse()).collect::<Result<_, String>>();
         let scopes = scopes.map_err(|_| wrong())?;
@@ -86,14 +87,14 @@ impl Guard {
     }
 
     async fn by_password(&self, encoded: &str) -> Result<Caller, ApiError> {
-        let wrong = || ApiError::unauthorized("user or password is wrong");
+        let wrong = || ApiError::unauthorized("user or password is wrong, or the user is disabled");
         let plain = BASE64_STANDARD.decode(encoded).ok().and_then(|plain| String::from_utf8(plain).ok());
         let plain = plain.ok_or_else(wrong)?;
         let (name, password) = plain.split_once(':').ok_or_else(wrong)?;
         let user: Option<user::Model> = self.app.db.user_named(name).await?;
         let hash = user.as_ref().map(|user| user.password_hash.clone());
         let fits = identity::password_fits(Secret::new(password), hash).await?;
-        let user = user.filter(|_| fits).ok_or_else(wrong)?;
+        let user = user.filter(|user| fits && !user.disabled).ok_or_else(wrong)?;
         Ok(Caller { user_id: user.id, role: user.role, scopes: Vec::new() })
     }
 }

@@ -45,7 +45,7 @@ impl IntoResponse for ApiError {
 impl From<DbError> for ApiError {
     fn from(error: DbError) -> Self {
         match error {
-            DbError::Taken => Self::new(StatusCode::CONFLICT, "there is already one with this name"),
+            DbError::Taken | DbError::LastRoot => Self::new(StatusCode::CONFLICT, error.to_string()),
             other => internal(&other),
         }
     }

@@ -12,6 +12,7 @@ mod jobs;
 mod pages;
 mod permission;
 mod routes;
+mod tokens;
 mod users;
 
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 
 use crate::manager::Manager;
-use permission::Permission::{Open, Read, Write};
+use permission::Permission::{Open, Own, Read, Write};
 use permission::Resource::{Clusters, Credentials, Jobs, Peers, Schedulers, SeedPeers, Tokens, Users};
 use routes::Routes;
 
@@ -46,9 +47,13 @@ fn routes(manager: Arc<Manager>) -> Routes {
         .post("/api/v1/jobs", Write(Jobs), jobs::create)
         .get("/api/v1/jobs/{id}", Read(Jobs), jobs::get)
         .get("/api/v1/users", Read(Users), users::list)
-        .get("/api/v1/personal-access-tokens", Read(Tokens), users::tokens)
-        .post("/api/v1/personal-access-tokens", Write(Tokens), users::create_token)
-        .delete("/api/v1/personal-access-tokens/{id}", Write(Tokens), users::delete_token)
+        .post("/api/v1/users", Write(Users), users::create)
+        .get("/api/v1/users/{id}", Read(Users), users::get)
+        .patch("/api/v1/users/{id}", Write(Users), users::change)
+        .post("/api/v1/users/{id}/reset_password", Own(Users), users::reset_password)
+        .get("/api/v1/personal-access-tokens", Read(Tokens), tokens::list)
+        .post("/api/v1/personal-access-tokens", Own(Tokens), tokens::create)
+        .delete("/api/v1/personal-access-tokens/{id}", Own(Tokens), tokens::delete)
         .get("/api/v1/registry-credentials", Read(Credentials), credentials::list)
         .post("/api/v1/registry-credentials", Write(Credentials), credentials::keep)
         .delete("/api/v1/registry-credentials/{id}", Write(Credentials), credentials::delete);

@@ -23,6 +23,8 @@ pub(crate) enum Permission {
     Open,
     Read(Resource),
     Write(Resource),
+    /// Every user, for what is the user's own.
+    Own(Resource),
 }
 
 const NAMES: [(Resource, &str); 8] = [
@@ -40,7 +42,7 @@ impl Permission {
     /// Whether a user of this role has it. Roles only ever grow: what is not named is refused.
     pub fn is_given_to(self, role: UserRole) -> bool {
         match (self, role) {
-            (Self::Open, _) | (_, UserRole::Root) => true,
+            (Self::Open | Self::Own(_), _) | (_, UserRole::Root) => true,
             // Names of tokens and credentials say much about an organisation.
             (Self::Read(Resource::Tokens | Resource::Credentials | Resource::Users), UserRole::Guest) => {
                 false
@@ -54,7 +56,9 @@ impl Permission {
     pub fn is_in(self, scopes: &[Resource]) -> bool {
         match self {
             Self::Open => true,
-            Self::Read(resource) | Self::Write(resource) => scopes.is_empty() || scopes.contains(&resource),
+            Self::Read(resource) | Self::Write(resource) | Self::Own(resource) => {
+                scopes.is_empty() || scopes.contains(&resource)
+            }
         }
     }
 }
@@ -72,6 +76,7 @@ impl fmt::Display for Permission {
             Self::Open => f.write_str("open"),
             Self::Read(resource) => write!(f, "read {resource}"),
             Self::Write(resource) => write!(f, "write {resource}"),
+            Self::Own(resource) => write!(f, "keep own {resource}"),
         }
     }
 }

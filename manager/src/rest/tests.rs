@@ -29,7 +29,8 @@ impl Api {
         db.add_user("root", &hash, UserRole::Root, Timestamp::now()).await.unwrap();
         db.add_user("guest", "none", UserRole::Guest, Timestamp::now()).await.unwrap();
         db.default_cluster(Timestamp::now()).await.unwrap();
-        let settings = Settings { interval: Duration::from_secs(5), refresh: Duration::from_secs(30) };
+        let (interval, refresh) = (Duration::from_secs(5), Duration::from_secs(30));
+        let settings = Settings { interval, refresh, keep_for: Duration::from_secs(3600), keep_most: 100 };
         let manager = Manager {
             db,
             vault: Vault::new(&"ab".repeat(32)).unwrap(),
@@ -95,9 +96,13 @@ const ROUTES: &[&str] = &[
     "POST /api/v1/jobs: write jobs",
     "GET /api/v1/jobs/{id}: read jobs",
     "GET /api/v1/users: read users",
+    "POST /api/v1/users: write users",
+    "GET /api/v1/users/{id}: read users",
+    "PATCH /api/v1/users/{id}: write users",
+    "POST /api/v1/users/{id}/reset_password: keep own users",
     "GET /api/v1/personal-access-tokens: read personal-access-tokens",
-    "POST /api/v1/personal-access-tokens: write personal-access-tokens",
-    "DELETE /api/v1/personal-access-tokens/{id}: write personal-access-tokens",
+    "POST /api/v1/personal-access-tokens: keep own personal-access-tokens",
+    "DELETE /api/v1/personal-access-tokens/{id}: keep own personal-access-tokens",
     "GET /api/v1/registry-credentials: read registry-credentials",
     "POST /api/v1/registry-credentials: write registry-credentials",
     "DELETE /api/v1/registry-credentials/{id}: write registry-credentials",
@@ -131,7 +136,8 @@ async fn every_route_has_its_permission_and_refuses_all_others() {
         {
             assert_eq!(status(nobody).await, StatusCode::UNAUTHORIZED, "{method} {path} as {nobody:?}");
         }
-        let may_guest = matches!(need, Read(Clusters | Schedulers | SeedPeers | Peers | Jobs));
+        let may_guest = matches!(need, Read(Clusters | Schedulers | SeedPeers | Peers | Jobs) | Own(_));
+        // 422: the route's own checks come after the door.
         assert_eq!(let_in(status(Some(&guest)).await), may_guest, "{method} {path} as guest");
         let in_scope = matches!(need, Read(Schedulers));
         assert_eq!(let_in(status(Some(&elsewhere)).await), in_scope, "{method} {path} out of scope");
@@ -268,6 +274,61 @@ async fn credentials_go_in_and_never_come_out() {
     let one = format!("{path}/{}", listed[0]["id"]);
     assert_eq!(api.ask(Method::DELETE, &one, Some(&root), &Value::Null).await.0, StatusCode::OK);
     assert_eq!(api.ask(Method::DELETE, &one, Some(&root), &Value::Null).await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn users_are_made_changed_and_shut_out() {
+    let api = Api::new().await;
+    let (root, path) = (api.token(1, &[]).await, "/api/v1/users");
+    let ask = async |method: Method, path: &str, login: &str, body: Value| {
+        api.ask(method, path, Some(login), &body).await
+    };
+    let (status, made) = ask(Method::POST, path, &root, json!({ "name": "ann", "role": "guest" })).await;
+    assert_eq!(status, StatusCode::OK, "{made}");
+    let (id, first) = (made["id"].as_i64().unwrap(), made["password"].as_str().unwrap().to_owned());
+    let ann = |password: &str| format!("Basic {}", base64_of(&format!("ann:{password}")));
+    assert!(!api.get(path, &root).await.to_string().contains(&first), "shown once");
+    for (body, expected) in [
+        (json!({ "name": "ann", "role": "guest", "password": "long enough" }), StatusCode::CONFLICT),
+        (json!({ "name": "a b", "role": "guest" }), StatusCode::BAD_REQUEST),
+        (json!({ "name": "bob", "role": "guest", "password": "short" }), StatusCode::BAD_REQUEST),
+        (json!({ "name": "bob", "role": "king" }), StatusCode::UNPROCESSABLE_ENTITY),
+    ] {
+        assert_eq!(ask(Method::POST, path, &root, body.clone()).await.0, expected, "{body}");
+    }
+
+    let (own, others) = (format!("{path}/{id}/reset_password"), format!("{path}/1/reset_password"));
+    let reset = |old: &str, new: &str| json!({ "old_password": old, "new_password": new });
+    for (path, body, expected) in [
+        (&others, reset(PASSWORD, "another one"), StatusCode::FORBIDDEN),
+        (&own, reset("guessed it", "another one"), StatusCode::FORBIDDEN),
+        (&own, reset(&first, "short"), StatusCode::BAD_REQUEST),
+        (&own, reset(&first, "another one"), StatusCode::OK),
+    ] {
+        assert_eq!(ask(Method::POST, path, &ann(&first), body.clone()).await.0, expected, "{path} {body}");
+    }
+    let jobs = async |login: &str| ask(Method::GET, "/api/v1/jobs", login, Value::Null).await.0;
+    assert_eq!(jobs(&ann(&first)).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(jobs(&ann("another one")).await, StatusCode::OK);
+
+    let tokens = "/api/v1/personal-access-tokens";
+    let (status, token) = ask(Method::POST, tokens, &ann("another one"), json!({ "name": "cli" })).await;
+    assert_eq!(status, StatusCode::OK, "everybody has tokens of the own: {token}");
+    let bearer = format!("Bearer {}", token["token"].as_str().unwrap());
+    let roots = ask(Method::POST, tokens, &root, json!({ "name": "x" })).await.1;
+    let foreign = format!("{tokens}/{}", roots["id"]);
+    assert_eq!(ask(Method::DELETE, &foreign, &bearer, Value::Null).await.0, StatusCode::NOT_FOUND);
+    let one = format!("{path}/{id}");
+    assert_eq!(ask(Method::PATCH, &one, &root, json!({ "state": "disable" })).await.1["state"], "disable");
+    for login in [&bearer, &ann("another one")] {
+        assert_eq!(jobs(login).await, StatusCode::UNAUTHORIZED);
+    }
+    ask(Method::PATCH, &one, &root, json!({ "state": "enable", "role": "root" })).await;
+    assert_eq!(ask(Method::GET, path, &bearer, Value::Null).await.0, StatusCode::OK, "root now");
+    ask(Method::PATCH, &one, &root, json!({ "role": "guest" })).await;
+    let (status, last) = ask(Method::PATCH, "/api/v1/users/1", &root, json!({ "state": "disable" })).await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    assert!(last["message"].as_str().unwrap().contains("make another root user first"), "{last}");
 }
 
 #[tokio::test]

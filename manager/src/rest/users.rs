@@ -1,10 +1,11 @@
-//! Users and their personal access tokens. A token is shown once, to whoever made it.
+//! Users: what they may do, whether they still may, and their passwords.
 
 use axum::extract::{Path, Query, State};
 use axum::response::Response;
 use axum::{Extension, Json};
-use d7y_manager_db::entity::token;
-use d7y_manager_db::{NewToken, Timestamp, UserRole};
+use d7y_chassis::Secret;
+use d7y_manager_db::entity::user;
+use d7y_manager_db::{Timestamp, UserRole};
 use http::{StatusCode, Uri};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -13,20 +14,52 @@ use super::access::Caller;
 use super::clusters::time;
 use super::error::ApiError;
 use super::pages::PageQuery;
-use super::permission::Resource;
 use super::routes::App;
+use crate::config::MIN_PASSWORD_CHARS;
 use crate::identity;
 
 const MAX_NAME_CHARS: usize = 64;
+/// Hashing takes as long as the password is.
+const MAX_PASSWORD_CHARS: usize = 256;
 
-#[derive(Debug, Deserialize)]
-pub(super) struct TokenRequest {
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NewUser {
     name: String,
-    /// Names of resources; none for everything that the user may do.
+    /// One is made up, and shown once, when there is none.
     #[serde(default)]
-    scopes: Vec<String>,
-    /// RFC 3339; none for a token that does not expire.
-    expired_at: Option<String>,
+    password: Option<Secret>,
+    role: Role,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UserPatch {
+    state: Option<UserState>,
+    role: Option<Role>,
+}
+
+/// Dragonfly's roles.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Role {
+    Root,
+    Guest,
+}
+
+/// Dragonfly's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum UserState {
+    Enable,
+    Disable,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PasswordReset {
+    old_password: Secret,
+    new_password: Secret,
 }
 
 pub(super) async fn list(
@@ -34,85 +67,103 @@ pub(super) async fn list(
     Query(page): Query<PageQuery>,
     uri: Uri,
 ) -> Result<Response, ApiError> {
-    let users = app.db.users().await?.into_iter().map(|user| {
-        let role = match user.role {
-            UserRole::Root => "root",
-            UserRole::Guest => "guest",
-        };
-        json!({ "id": user.id, "name": user.name, "role": role, "created_at": time(user.created_at) })
-    });
-    Ok(page.cut(&uri, users.collect()))
+    Ok(page.cut(&uri, app.db.users().await?.iter().map(view).collect()))
 }
 
-pub(super) async fn tokens(
+pub(super) async fn get(State(app): State<App>, Path(id): Path<i64>) -> Result<Json<Value>, ApiError> {
+    let user = app.db.user(id).await?;
+    Ok(Json(view(&user.ok_or_else(|| missing(id))?)))
+}
+
+pub(super) async fn create(
     State(app): State<App>,
-    Query(page): Query<PageQuery>,
-    uri: Uri,
-) -> Result<Response, ApiError> {
-    Ok(page.cut(&uri, app.db.tokens().await?.iter().map(view).collect()))
+    Json(new): Json<NewUser>,
+) -> Result<Json<Value>, ApiError> {
+    let word = |c: char| c.is_ascii_alphanumeric() || "._-@".contains(c);
+    if new.name.is_empty() || new.name.len() > MAX_NAME_CHARS || !new.name.chars().all(word) {
+        return Err(ApiError::bad("a user's name has 1 to 64 letters, digits, '.', '_', '-' and '@'"));
+    }
+    let made_up = new.password.is_none().then(|| Secret::new(identity::random_password()));
+    let password = new.password.or_else(|| made_up.clone()).unwrap_or_default();
+    check_password(&password)?;
+    let hash = identity::hash_password(password).await?;
+    let user = app.db.add_user(&new.name, &hash, new.role.into(), Timestamp::now()).await?;
+    tracing::info!(user = user.name, role = ?user.role, "a user was made");
+    let mut view = view(&user);
+    if let Some(password) = made_up {
+        view["password"] = json!(password.expose());
+    }
+    Ok(Json(view))
 }
 
-pub(super) async fn create_token(
-    State(app): State<App>,
-    Extension(caller): Extension<Option<Caller>>,
-    Json(request): Json<TokenRequest>,
-) -> Result<(StatusCode, Json<Value>), ApiError> {
-    let caller = caller.ok_or_else(|| ApiError::unauthorized("log in first"))?;
-    if request.name.is_empty() || request.name.chars().count() > MAX_NAME_CHARS {
-        return Err(ApiError::bad("a token's name has 1 to 64 characters"));
-    }
-    let scopes: Vec<Resource> = request
-        .scopes
-        .iter()
-        .map(|scope| scope.parse())
-        .collect::<Result<_, String>>()
-        .map_err(ApiError::bad)?;
-    let beyond = |scope: &Resource| !caller.scopes.is_empty() && !caller.scopes.contains(scope);
-    if scopes.iter().any(beyond) || (scopes.is_empty() && !caller.scopes.is_empty()) {
-        let problem = "a token can only make tokens for what it is good for itself; name the scopes";
-        return Err(ApiError::new(StatusCode::FORBIDDEN, problem));
-    }
-    let expires_at = request.expired_at.as_deref().map(expiry).transpose()?;
-    let token = identity::new_token();
-    let new = NewToken {
-        user_id: caller.user_id,
-        name: request.name,
-        hash: identity::token_hash(token.expose()),
-        scopes: scopes.iter().map(ToString::to_string).collect(),
-        expires_at,
-    };
-    let kept = app.db.add_token(new, Timestamp::now()).await?;
-    let mut view = view(&kept);
-    view["token"] = json!(token.expose());
-    Ok((StatusCode::OK, Json(view)))
-}
-
-pub(super) async fn delete_token(
+pub(super) async fn change(
     State(app): State<App>,
     Path(id): Path<i64>,
+    Json(wanted): Json<UserPatch>,
+) -> Result<Json<Value>, ApiError> {
+    let disabled = wanted.state.map(|state| state == UserState::Disable);
+    let changed = app.db.change_user(id, wanted.role.map(UserRole::from), disabled).await?;
+    let user = changed.ok_or_else(|| missing(id))?;
+    tracing::info!(user = user.name, role = ?user.role, disabled = user.disabled, "a user was changed");
+    Ok(Json(view(&user)))
+}
+
+/// One's own, knowing the old one. Tokens stay good.
+pub(super) async fn reset_password(
+    State(app): State<App>,
+    Extension(caller): Extension<Option<Caller>>,
+    Path(id): Path<i64>,
+    Json(wanted): Json<PasswordReset>,
 ) -> Result<StatusCode, ApiError> {
-    match app.db.remove_token(id).await? {
-        true => Ok(StatusCode::OK),
-        false => Err(ApiError::not_found(format!("there is no personal access token {id}"))),
+    let user = match caller.filter(|caller| caller.user_id == id) {
+        Some(_) => app.db.user(id).await?,
+        None => None,
+    };
+    let foreign = || ApiError::new(StatusCode::FORBIDDEN, "everybody changes the own password only");
+    let user = user.ok_or_else(foreign)?;
+    if !identity::password_fits(wanted.old_password, Some(user.password_hash)).await? {
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "the old password is wrong"));
+    }
+    check_password(&wanted.new_password)?;
+    let hash = identity::hash_password(wanted.new_password).await?;
+    app.db.set_password(id, &hash).await?;
+    tracing::info!(user = user.name, "a user changed the password");
+    Ok(StatusCode::OK)
+}
+
+fn check_password(password: &Secret) -> Result<(), ApiError> {
+    match (MIN_PASSWORD_CHARS..=MAX_PASSWORD_CHARS).contains(&password.expose().chars().count()) {
+        true => Ok(()),
+        false => Err(ApiError::bad(format!(
+            "a password has {MIN_PASSWORD_CHARS} to {MAX_PASSWORD_CHARS} characters"
+        ))),
     }
 }
 
-fn expiry(text: &str) -> Result<Timestamp, ApiError> {
-    let bad = || ApiError::bad("expired_at is no time such as 2027-01-31T12:00:00Z");
-    let at = humantime::parse_rfc3339_weak(text).map_err(|_| bad())?;
-    let since = at.duration_since(std::time::UNIX_EPOCH).map_err(|_| bad())?;
-    Ok(Timestamp(i64::try_from(since.as_millis()).map_err(|_| bad())?))
+fn missing(id: i64) -> ApiError {
+    ApiError::not_found(format!("there is no user {id}"))
 }
 
-fn view(row: &token::Model) -> Value {
-    let scopes: Value = serde_json::from_str(&row.scopes).unwrap_or_default();
+fn view(user: &user::Model) -> Value {
+    let role = match user.role {
+        UserRole::Root => "root",
+        UserRole::Guest => "guest",
+    };
+    let state = if user.disabled { "disable" } else { "enable" };
     json!({
-        "id": row.id,
-        "name": row.name,
-        "scopes": scopes,
-        "state": "active",
-        "user_id": row.user_id,
-        "expired_at": row.expires_at.map(time),
-        "created_at": time(row.created_at),
+        "id": user.id,
+        "name": user.name,
+        "role": role,
+        "state": state,
+        "created_at": time(user.created_at),
     })
+}
+
+impl From<Role> for UserRole {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Root => Self::Root,
+            Role::Guest => Self::Guest,
+        }
+    }
 }

@@ -27,7 +27,12 @@ pub struct Manager {
 impl Manager {
     pub async fn start(directory: &Path) -> Self {
         let any = ListenConfig { listen: (Ipv4Addr::LOCALHOST, 0).into() };
-        Self::start_at(directory, any.clone(), any).await
+        Self::start_at(directory, [any.clone(), any], |_| {}).await
+    }
+
+    pub async fn start_with(directory: &Path, change: impl FnOnce(&mut Config)) -> Self {
+        let any = ListenConfig { listen: (Ipv4Addr::LOCALHOST, 0).into() };
+        Self::start_at(directory, [any.clone(), any], change).await
     }
 
     /// On the ports that it had.
@@ -35,10 +40,14 @@ impl Manager {
         let (rest, grpc) = (self.running.rest, self.running.grpc);
         self.kill().await;
         let at = |listen| ListenConfig { listen };
-        Self::start_at(directory, at(rest), at(grpc)).await
+        Self::start_at(directory, [at(rest), at(grpc)], |_| {}).await
     }
 
-    async fn start_at(directory: &Path, rest: ListenConfig, grpc: ListenConfig) -> Self {
+    async fn start_at(
+        directory: &Path,
+        [rest, grpc]: [ListenConfig; 2],
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let mut config = Config {
             rest,
             grpc,
@@ -51,6 +60,7 @@ impl Manager {
         config.discovery.refresh = HumanDuration::from_millis(100);
         config.origin.docker_config = Some("/nonexistent".into());
         config.origin.retry.attempts = 2.try_into().unwrap();
+        change(&mut config);
         let tasks = Tasks::new(Shutdown::new(config.shutdown.clone()));
         // A runtime of its own: dropping it is as sudden as kill -9.
         let runtime =

@@ -60,3 +60,21 @@ async fn a_killed_manager_goes_on_with_its_jobs() {
     let path = format!("/api/v1/jobs/{}", job["id"]);
     manager.wait(&path, |job| job["note"].as_str().unwrap().contains("cannot be reached")).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_jobs_do_not_pile_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let manager = Manager::start_with(directory.path(), |config| {
+        config.jobs.keep_most = 2.try_into().unwrap();
+    })
+    .await;
+    let registry = FakeRegistry::start().await;
+    let args = json!({ "type": "image", "url": format!("{}/app:1", registry.host()) });
+    for _ in 0..5 {
+        manager.post("/api/v1/jobs", &json!({ "type": "preheat", "args": args })).await;
+    }
+    let ids = |jobs: &Value| {
+        jobs.as_array().unwrap().iter().map(|job| job["id"].as_i64().unwrap()).collect::<Vec<_>>()
+    };
+    manager.wait("/api/v1/jobs", |jobs| ids(jobs) == [5, 4]).await;
+}

@@ -1,5 +1,7 @@
 //! The program itself.
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -91,4 +93,36 @@ fn the_first_password_is_printed_once_and_files_are_the_owners() {
     assert_eq!(Run::to_its_end(directory.path()), "", "a second start makes no user");
     let mode = std::fs::metadata(directory.path().join("secrets.key")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn a_lost_root_password_is_replaced_while_the_manager_runs_or_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let reset = || {
+        let output = manager(directory.path(), &["--reset-root-password"]).output().unwrap();
+        (output.status.code(), text(&output))
+    };
+    let (code, told) = reset();
+    assert!(code == Some(1) && told.contains("there is no database"), "{told}");
+    assert!(!directory.path().join("manager.db").exists(), "none is made");
+    Run::to_its_end(directory.path());
+    let (code, told) = reset();
+    assert!(code == Some(0) && told.contains("The password of root is now "), "{told}");
+
+    let child = manager(directory.path(), &[]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut run = Run { child, log: Vec::new() };
+    let mut lines = BufReader::new(run.child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let rest = lines.find(|line| line.contains("listening")).expect("it listens");
+    let rest = rest.split("rest=").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+    run.log.extend(lines.by_ref().take_while(|line| !line.contains("is ready")));
+    let (code, told) = reset();
+    assert_eq!(code, Some(0), "{told}");
+    let password = told.split(" is now ").nth(1).unwrap().split(". ").next().unwrap();
+    let login = BASE64_STANDARD.encode(format!("root:{password}"));
+    let mut socket = std::net::TcpStream::connect(rest).unwrap();
+    let request = format!("GET /api/v1/users HTTP/1.0\r\nHost: d7y\r\nAuthorization: Basic {login}\r\n\r\n");
+    std::io::Write::write_all(&mut socket, request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.0 200") || answer.starts_with("HTTP/1.1 200"), "{answer}");
 }

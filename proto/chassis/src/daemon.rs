@@ -60,6 +60,14 @@ pub struct Shorthand {
     pub help: &'static str,
 }
 
+/// Something that the program does once, instead of running.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Action {
+    /// Without the dashes: `reset-root-password`.
+    pub flag: &'static str,
+    pub help: &'static str,
+}
+
 /// A daemon's configuration: its own keys beside the two sections that all daemons have.
 pub trait DaemonConfig: Serialize + DeserializeOwned + Default + Validate + Send + Sync + 'static {
     fn log(&self) -> &LogConfig;
@@ -83,6 +91,7 @@ pub struct Daemon {
     pub about: &'static str,
     pub version: &'static str,
     pub shorthands: &'static [Shorthand],
+    pub actions: &'static [Action],
 }
 
 impl Daemon {
@@ -135,20 +144,43 @@ impl Daemon {
         }
     }
 
+    /// Does `action` with the daemon's configuration, if the command line asks for it; None otherwise.
+    pub fn act<C, F, Fut>(self, action: Action, work: F) -> Option<ExitCode>
+    where
+        C: DaemonConfig,
+        F: FnOnce(C) -> Fut,
+        Fut: Future<Output = anyhow::Result<()>>,
+    {
+        let matches = self.command().try_get_matches_from(std::env::args_os()).ok()?;
+        if !matches.get_flag(action.flag) {
+            return None;
+        }
+        let args = self.parse(std::env::args_os()).ok()?;
+        let done = config::load(self.name, &args).map_err(anyhow::Error::from).and_then(|loaded| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(work(loaded.config))
+        });
+        Some(match done {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => self.refuse(&error),
+        })
+    }
+
+    fn command(self) -> Command {
+        let command = DaemonArgs::augment_args(Command::new(self.name.as_str()));
+        let shorthands = self.shorthands.iter().map(|short| (short.flag, short.help));
+        let flags = shorthands.chain(self.actions.iter().map(|action| (action.flag, action.help)));
+        let flags = flags.map(|(flag, help)| Arg::new(flag).long(flag).help(help).action(ArgAction::SetTrue));
+        command.about(self.about).version(self.version).args(flags)
+    }
+
     /// The arguments that all daemons share and this one's shorthands.
     pub fn parse<I, A>(self, arguments: I) -> Result<DaemonArgs, clap::Error>
     where
         I: IntoIterator<Item = A>,
         A: Into<OsString> + Clone,
     {
-        let mut command = DaemonArgs::augment_args(Command::new(self.name.as_str()))
-            .about(self.about)
-            .version(self.version);
-        for shorthand in self.shorthands {
-            let flag = Arg::new(shorthand.flag).long(shorthand.flag).help(shorthand.help);
-            command = command.arg(flag.action(ArgAction::SetTrue));
-        }
-        let matches: ArgMatches = command.try_get_matches_from(arguments)?;
+        let matches: ArgMatches = self.command().try_get_matches_from(arguments)?;
         let mut args = DaemonArgs::from_arg_matches(&matches)?;
         let given = self.shorthands.iter().filter(|shorthand| matches.get_flag(shorthand.flag));
         let set = given.map(|short| Assignment { key: short.key.to_owned(), value: short.value.to_owned() });

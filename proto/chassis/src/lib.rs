@@ -18,7 +18,7 @@ pub mod tasks;
 pub mod telemetry;
 
 pub use config::{ByteSize, ConfigError, Fault, HumanDuration, Secret, Validate};
-pub use daemon::{Daemon, DaemonConfig, DaemonName, Shorthand};
+pub use daemon::{Action, Daemon, DaemonConfig, DaemonName, Shorthand};
 pub use listen::BindError;
 pub use metrics::Health;
 pub use notify::Notifier;

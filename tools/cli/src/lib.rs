@@ -7,6 +7,8 @@ mod config_reference;
 mod containerd;
 mod doctor;
 mod http;
+mod login;
+mod manager;
 mod metrics_reference;
 mod output;
 mod preheat;
@@ -36,6 +38,8 @@ enum Command {
     MetricsReference,
     /// Check whether this node can start containers through d7y, and say how to mend what it cannot
     Doctor(doctor::Args),
+    /// Log in to a manager, for preheats; the token is kept in a file that only you can read
+    Login(login::Args),
     /// Put images on the disks of a cluster's peers before anybody starts them
     Preheat(preheat::Args),
     /// Show what d7y knows about an image on this node
@@ -51,6 +55,7 @@ pub fn main() -> ExitCode {
         Command::Containerd(args) => containerd::run(args),
         Command::ConfigReference => config_reference::run(),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Login(args) => login::run(&args),
         Command::MetricsReference => metrics_reference::run(),
         Command::Preheat(args) => preheat::run(&args),
         Command::Image(args) => status::image(&args),

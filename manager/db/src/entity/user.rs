@@ -21,6 +21,8 @@ pub struct Model {
     /// Argon2id, PHC string format.
     pub password_hash: String,
     pub role: Role,
+    /// May not log in, and neither may its tokens.
+    pub disabled: bool,
     pub created_at: i64,
 }
 

@@ -9,7 +9,7 @@ use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::Value;
 
 use super::Job;
-use super::api::Api;
+use crate::manager::Api;
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// The manager ends a job that is overdue itself; one that is away so long is not waited for.

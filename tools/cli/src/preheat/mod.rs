@@ -2,7 +2,6 @@
 //!
 //! The manager does the work; this asks for it, follows it, and says how it ended. Killing this command ends nothing.
 
-mod api;
 mod follow;
 
 use std::io::Read;
@@ -13,7 +12,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use api::Api;
+use crate::login::Login;
+use crate::manager::{self, Api, host_and_port};
 
 const TOKEN: &str = "D7Y_TOKEN";
 
@@ -37,10 +37,10 @@ pub struct Args {
     /// Name of the cluster; all clusters that have a scheduler without it
     #[arg(long)]
     cluster: Vec<String>,
-    /// The manager's REST address
-    #[arg(long, value_name = "HOST:PORT", env = "D7Y_MANAGER", default_value = "127.0.0.1:8080")]
-    manager: String,
-    /// File with a personal access token; D7Y_TOKEN holds the token itself
+    /// The manager's REST address; without it that of `d7y login`, else 127.0.0.1:8080
+    #[arg(long, value_name = "HOST:PORT", env = "D7Y_MANAGER")]
+    manager: Option<String>,
+    /// File with a personal access token; D7Y_TOKEN holds the token itself; without both that of `d7y login`
     #[arg(long, value_name = "PATH")]
     token_file: Option<PathBuf>,
     /// User at the registry, for private images; with --password-stdin
@@ -58,7 +58,7 @@ struct Job {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let api = Api::new(&args.manager, token(args)?);
+    let api = api(args)?;
     let login = login(args)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -93,22 +93,29 @@ fn request(args: &Args, image: &str, password: Option<&str>) -> Value {
     })
 }
 
-fn token(args: &Args) -> Result<String> {
-    let token = match &args.token_file {
+/// What is said here comes before what `d7y login` kept, whose token goes to its own manager only.
+fn api(args: &Args) -> Result<Api> {
+    let said = match &args.token_file {
         Some(path) => {
             std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
         }
         None => std::env::var(TOKEN).unwrap_or_default(),
     };
-    let token = token.trim().to_owned();
-    if token.is_empty() {
-        bail!(
-            "a personal access token is needed: --token-file or {TOKEN}; one is made with\n  \
-             curl -u root http://{}/api/v1/personal-access-tokens -H 'Content-Type: application/json' -d '{{\"name\":\"cli\"}}'",
-            args.manager
-        );
+    let said = said.trim();
+    let named = args.manager.as_deref().map(host_and_port);
+    let kept = match said.is_empty() || named.is_none() {
+        true => Login::load()?,
+        false => None,
+    };
+    let manager = named.or(kept.as_ref().map(|kept| kept.manager.as_str())).unwrap_or(manager::DEFAULT);
+    let kept = kept.as_ref().filter(|kept| kept.manager == manager).map(|kept| kept.token.as_str());
+    match (said.is_empty(), kept) {
+        (false, _) => Ok(Api::with_token(manager, said)),
+        (true, Some(kept)) => Ok(Api::with_token(manager, kept)),
+        (true, None) => {
+            bail!("a personal access token is needed: d7y login {manager}, or --token-file, or {TOKEN}")
+        }
     }
-    Ok(token)
 }
 
 fn login(args: &Args) -> Result<Option<String>> {

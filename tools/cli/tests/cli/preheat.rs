@@ -2,7 +2,8 @@
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::process::{Command, Output};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output, Stdio};
 
 use d7y_chassis::{HumanDuration, Secret, Shutdown, Tasks};
 use d7y_manager_client::ManagerConfig;
@@ -57,7 +58,7 @@ impl Site {
 
     async fn d7y(&self, token: &str, args: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_d7y"));
-        command.env_remove("D7Y_MANAGER").env("D7Y_TOKEN", token);
+        command.env_remove("D7Y_MANAGER").env("D7Y_TOKEN", token).env("XDG_CONFIG_HOME", "/nonexistent");
         command.args(["preheat", "--manager", &self.rest.to_string()]).args(args);
         tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
     }
@@ -116,7 +117,7 @@ async fn the_exit_code_is_0_only_when_every_image_is_where_it_should_be() {
         (&site.token, &[&good, all[0], all[1], "--wait=false"], 0, &[&good]),
         (&site.token, &[&good, &bad, all[0], all[1]], 1, &["done", "failed", "has no image 2 in app"]),
         (&site.token, &[&good, "--scope", "moon"], 1, &["no scope", "single-seed"]),
-        ("", &[&good], 1, &["a personal access token is needed", "curl -u root"]),
+        ("", &[&good], 1, &["a personal access token is needed", "d7y login 127.0.0.1"]),
         ("d7y_wrong", &[&good], 1, &["unknown, taken back or expired"]),
     ];
     for (token, args, code, parts) in table {
@@ -134,4 +135,53 @@ async fn the_exit_code_is_0_only_when_every_image_is_where_it_should_be() {
         .unwrap();
     assert_eq!(nobody.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&nobody.stderr).contains("the manager at 127.0.0.1:1 does not answer"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_is_kept_for_its_own_manager_and_gives_way_to_what_is_said() {
+    let registry = FakeRegistry::start().await;
+    let layer = push_layer(&registry);
+    registry.add_image("app", "1", &[layer]);
+    let site = Site::start().await;
+    let (rest, image) = (site.rest.to_string(), format!("{}/app:1", registry.host()));
+    let home = tempfile::tempdir().unwrap();
+    let d7y = async |password: Option<&str>, token: &str, args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_d7y"));
+        command.args(args).env_remove("D7Y_MANAGER").env_remove("XDG_CONFIG_HOME");
+        command.env("HOME", home.path()).env("D7Y_TOKEN", token);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let password = password.unwrap_or_default().to_owned();
+        let output = tokio::task::spawn_blocking(move || {
+            let mut child = command.spawn().unwrap();
+            child.stdin.take().unwrap().write_all(password.as_bytes()).unwrap();
+            child.wait_with_output().unwrap()
+        });
+        let output = output.await.unwrap();
+        let told = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        (output.status.code(), told)
+    };
+    let login: &[&str] = &["login", &rest, "--password-stdin"];
+    let preheat: &[&str] = &["preheat", &image, "--scope", "all-peers"];
+    let (code, told) = d7y(Some("a guess"), "", login).await;
+    assert!(code == Some(1) && told.contains("password is wrong"), "{told}");
+    let (code, told) = d7y(None, "", &login[..2]).await;
+    assert!(code == Some(1) && told.contains("--password-stdin"), "{told}");
+    let (code, told) = d7y(Some(&format!("{PASSWORD}\n")), "", login).await;
+    assert!(code == Some(0) && told.contains("root is logged in"), "{told}");
+    let file = home.path().join(".config/d7y/login.json");
+    let kept = std::fs::read_to_string(&file).unwrap();
+    assert!(kept.contains("d7y_") && !kept.contains(PASSWORD) && !told.contains("d7y_"), "{told}");
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+
+    // Neither the address nor the token has to be said.
+    let (code, told) = d7y(None, "", preheat).await;
+    assert!(code == Some(0) && told.contains("done"), "{told}");
+    let (code, told) = d7y(None, "d7y_wrong", preheat).await;
+    assert!(code == Some(1) && told.contains("unknown, taken back or expired"), "what is said wins: {told}");
+    let elsewhere = [preheat, &["--manager", "127.0.0.1:1"]].concat();
+    let (code, told) = d7y(None, "", &elsewhere).await;
+    assert!(code == Some(1) && told.contains("d7y login 127.0.0.1:1"), "of another manager: {told}");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let (code, told) = d7y(None, "", preheat).await;
+    assert!(code == Some(1) && told.contains("can be read by others"), "{told}");
 }
