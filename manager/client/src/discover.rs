@@ -42,7 +42,7 @@ pub struct Asking {
 
 /// Asks for as long as the peer runs, beginning with what was known when it last ran.
 pub async fn discover(asking: Asking, known: watch::Sender<Discovered>) {
-    known.send_replace(asking.file.as_deref().map(load).unwrap_or_default());
+    known.send_replace(asking.file.as_deref().map(kept).unwrap_or_default());
     let mut backoff = Backoff::new();
     let mut lost = false;
     loop {
@@ -71,15 +71,35 @@ pub async fn discover(asking: Asking, known: watch::Sender<Discovered>) {
     }
 }
 
+/// Asks once, for somebody who looks whether the manager is there. Says what is wrong in one line.
+pub async fn look(config: &ManagerConfig, peer_id: &str, version: &str) -> Result<Discovery, String> {
+    let request = DiscoverRequest {
+        cluster: config.cluster.clone(),
+        peer_id: peer_id.to_owned(),
+        version: version.to_owned(),
+        kind: Kind::Unspecified.into(),
+    };
+    send(config, request).await
+}
+
 async fn ask(asking: &Asking) -> Result<Discovery, String> {
-    let mut client = ManagerClient::new(connect(&asking.config.address).await?);
     let request = DiscoverRequest {
         cluster: asking.config.cluster.clone(),
         peer_id: asking.peer_id.clone(),
         version: asking.version.to_owned(),
         kind: asking.kind.into(),
     };
-    client.discover(request).await.map(tonic::Response::into_inner).map_err(|status| chain(&status))
+    send(&asking.config, request).await
+}
+
+async fn send(config: &ManagerConfig, request: DiscoverRequest) -> Result<Discovery, String> {
+    let mut client = ManagerClient::new(connect(&config.address).await?);
+    let answer = client.discover(request).await.map_err(|status| match status.code() {
+        // It says itself what is wrong.
+        tonic::Code::NotFound | tonic::Code::Internal => status.message().to_owned(),
+        _ => chain(&status),
+    })?;
+    Ok(answer.into_inner())
 }
 
 /// Settings are what they are, none too. An empty list is no news: a manager that has just started has not heard of anybody yet, and whom it forgot may still
@@ -105,8 +125,8 @@ fn learn(file: Option<&Path>, known: &watch::Sender<Discovered>, answer: Discove
     known.send_replace(now);
 }
 
-/// A missing or damaged file is an empty one: the manager says it again.
-fn load(file: &Path) -> Discovered {
+/// The last answer. A missing or damaged file is an empty one: the manager says it again.
+pub fn kept(file: &Path) -> Discovered {
     fs::read(file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }
 
@@ -124,7 +144,7 @@ mod tests {
     fn answers_are_kept_and_an_empty_one_changes_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("discovered.json");
-        let known = watch::Sender::new(load(&file));
+        let known = watch::Sender::new(kept(&file));
         let list = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         type Names = &'static [&'static str];
         let table: [(Names, Names, Names, Names); 4] = [
@@ -140,15 +160,15 @@ mod tests {
             let (schedulers, seeds) = (list(then_schedulers), list(then_seeds));
             let expected = Discovered { schedulers, seeds, ..Discovered::default() };
             assert_eq!(*known.borrow(), expected);
-            assert_eq!(load(&file), expected);
+            assert_eq!(kept(&file), expected);
         }
         let level = |level: &str| [("log.level".to_owned(), level.to_owned())];
         let config = level("debug").into();
         learn(Some(&file), &known, Discovery { config, ..Discovery::default() });
-        assert_eq!(load(&file).config, level("debug").into());
+        assert_eq!(kept(&file).config, level("debug").into());
         learn(Some(&file), &known, Discovery::default());
-        assert!(load(&file).config.is_empty(), "what is no longer set is forgotten");
+        assert!(kept(&file).config.is_empty(), "what is no longer set is forgotten");
         fs::write(&file, "{\"schedulers\":").unwrap();
-        assert_eq!(load(&file), Discovered::default(), "a damaged file is an empty one");
+        assert_eq!(kept(&file), Discovered::default(), "a damaged file is an empty one");
     }
 }

@@ -11,6 +11,6 @@ mod keep_alive;
 mod settings;
 
 pub use config::ManagerConfig;
-pub use discover::{Asking, Discovered, discover};
+pub use discover::{Asking, Discovered, discover, kept, look};
 pub use keep_alive::{Crowd, Member, keep_alive};
 pub use settings::settings;

@@ -139,6 +139,38 @@ pub fn docker_config() -> Seeds {
     .into()
 }
 
+pub fn image_document() -> Seeds {
+    let digest = format!("sha256:{}", "0a".repeat(32));
+    let platform = |os: &str, rest: &str| {
+        format!(r#"{{"digest":"{digest}","size":1,"platform":{{"os":"{os}","architecture":"amd64"{rest}}}}}"#)
+    };
+    let layer = |media_type: &str| {
+        format!(r#"{{"mediaType":"application/vnd.{media_type}","digest":"{digest}","size":7}}"#)
+    };
+    let (linux, variant) = (platform("linux", ""), platform("linux", r#","variant":"v2""#));
+    let gzip = layer("docker.image.rootfs.diff.tar.gzip");
+    [
+        format!(r#"{{"schemaVersion":2,"manifests":[{linux},{variant},{}]}}"#, platform("unknown", "")),
+        format!(r#"{{"config":{},"layers":[{gzip},{gzip}]}}"#, layer("oci.image.config.v1+json")),
+        format!(r#"{{"config":{gzip},"layers":[{}]}}"#, layer("oci.image.layer.v1.tar+zstd")),
+        format!(r#"{{"rootfs":{{"type":"layers","diff_ids":["{digest}","{digest}"]}}}}"#),
+    ]
+    .map(String::into_bytes)
+    .into()
+}
+
+pub fn image_name() -> Seeds {
+    let digest = format!("sha256:{}", "0a".repeat(32));
+    [
+        "registry.example:5000/team/app:1.2".to_owned(),
+        "https://harbor/v2/team/app/manifests/1.2".to_owned(),
+        format!("[::1]:5000/app:1@{digest}"),
+        "linux/arm64/v8".to_owned(),
+    ]
+    .map(String::into_bytes)
+    .into()
+}
+
 #[derive(Default)]
 struct Frames(Vec<(Chunk, Vec<u8>)>);
 

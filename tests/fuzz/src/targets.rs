@@ -116,6 +116,14 @@ pub fn challenge(data: &[u8]) {
     d7y_origin::fuzzing::challenge(data);
 }
 
+pub fn image_document(data: &[u8]) {
+    d7y_origin::fuzzing::image_document(data);
+}
+
+pub fn image_name(data: &[u8]) {
+    d7y_origin::fuzzing::image_name(data);
+}
+
 pub fn docker_config(data: &[u8]) {
     d7y_origin::fuzzing::docker_config(data);
 }

@@ -9,8 +9,18 @@ use crate::{packages, run};
 
 pub const MANIFEST: &str = "tests/fuzz/Cargo.toml";
 /// As `tests/fuzz` names them.
-const TARGETS: [&str; 8] =
-    ["tar", "bootstrap", "index", "chunk", "transfer", "local", "challenge", "docker-config"];
+const TARGETS: [&str; 10] = [
+    "tar",
+    "bootstrap",
+    "index",
+    "chunk",
+    "transfer",
+    "local",
+    "challenge",
+    "docker-config",
+    "image-document",
+    "image-name",
+];
 const SECONDS: u32 = 60;
 /// Longer inputs find little more and are slower.
 const MAX_INPUT_BYTES: u32 = 32 << 10;

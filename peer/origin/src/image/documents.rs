@@ -8,7 +8,7 @@ use d7y_types::Sha256Digest;
 use serde::Deserialize;
 
 /// More layers than overlayfs can stack are refused (`OVL_MAX_STACK`).
-pub(super) const MAX_LAYERS: usize = 500;
+pub(crate) const MAX_LAYERS: usize = 500;
 
 /// What an image runs on: `linux/amd64`, `linux/arm64/v8`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -90,8 +90,31 @@ impl Document {
 }
 
 /// The uncompressed digests of the layers that an image's config lists, bottom first.
-pub(super) fn diff_ids(config: &[u8]) -> Option<Vec<Sha256Digest>> {
-    serde_json::from_slice::<ConfigJson>(config).ok().map(|config| config.rootfs.diff_ids)
+pub(crate) fn diff_ids(config: &[u8]) -> Option<Vec<Sha256Digest>> {
+    let config: ConfigJson = serde_json::from_slice(config).ok()?;
+    Some(config.rootfs.diff_ids).filter(|ids| ids.len() <= MAX_LAYERS)
+}
+
+/// Reads a document and looks at all that is looked at of it.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn exercise(bytes: &[u8], platform: &Platform) {
+    match Document::parse(bytes) {
+        Some(Document::Index(entries)) => {
+            if let Some(chosen) = choose(&entries, platform) {
+                let of = chosen.platform.as_ref().expect("only what names a platform is chosen");
+                assert_eq!((&of.os, &of.architecture), (&platform.os, &platform.architecture));
+            }
+            let known = platforms(&entries);
+            assert!(known.chars().count() <= 400 && !known.contains(char::is_control));
+        }
+        Some(Document::Manifest(manifest)) => {
+            assert!(manifest.layers.len() <= MAX_LAYERS);
+            for layer in &manifest.layers {
+                let _ = d7y_types::Compression::from_media_type(&layer.media_type);
+            }
+        }
+        None => {}
+    }
 }
 
 /// The entry for a platform: the same variant before one without, before any other.

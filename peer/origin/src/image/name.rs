@@ -39,24 +39,31 @@ impl FromStr for ImageName {
 
     fn from_str(text: &str) -> Result<Self, NameError> {
         let refuse = || NameError(text.chars().take(128).collect());
-        let name = match text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")) {
-            Some(url) => Self::from_url(url),
-            None => Self::from_reference(text),
+        let name = if let Some(url) = text.strip_prefix("https://") {
+            Self::from_url(url, 443)
+        } else if let Some(url) = text.strip_prefix("http://") {
+            Self::from_url(url, 80)
+        } else {
+            Self::from_reference(text)
         };
         name.filter(Self::is_sound).ok_or_else(refuse)
     }
 }
 
 impl ImageName {
-    /// `host/v2/<repository>/manifests/<version>`.
-    fn from_url(url: &str) -> Option<Self> {
+    /// `host/v2/<repository>/manifests/<version>`. A host that would be taken for a part of the repository gets its port.
+    fn from_url(url: &str, port: u16) -> Option<Self> {
         let (registry, path) = url.split_once("/v2/")?;
         let (repository, version) = path.rsplit_once("/manifests/")?;
         let version = match version.contains(':') {
             true => Version::Digest(version.parse().ok()?),
             false => Version::Tag(version.to_owned()),
         };
-        Some(Self { registry: registry.to_owned(), repository: repository.to_owned(), version })
+        let registry = match is_host(registry) {
+            true => registry.to_owned(),
+            false => format!("{registry}:{port}"),
+        };
+        Some(Self { registry, repository: repository.to_owned(), version })
     }
 
     fn from_reference(text: &str) -> Option<Self> {
@@ -69,7 +76,6 @@ impl ImageName {
             Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
             _ => (name, None),
         };
-        let is_host = |first: &str| first.contains(['.', ':']) || first == "localhost";
         let (registry, repository) = match name.split_once('/') {
             Some((first, rest)) if is_host(first) => (first, rest.to_owned()),
             Some(_) => (HUB, name.to_owned()),
@@ -95,6 +101,11 @@ impl ImageName {
             && parse_host(&self.registry, crate::Scheme::Https).is_some()
             && check_repository(&self.repository).is_ok()
     }
+}
+
+/// Whether the first part of a name is its host, as docker tells.
+fn is_host(first: &str) -> bool {
+    first.contains(['.', ':']) || first == "localhost"
 }
 
 impl fmt::Display for Version {
@@ -131,10 +142,14 @@ mod tests {
             ("127.0.0.1:5000/app", "127.0.0.1:5000/app:latest".into()),
             (&format!("r.example/app:1@{digest}"), format!("r.example/app@{digest}")),
             ("https://r.example/v2/team/app/manifests/1.2", "r.example/team/app:1.2".into()),
+            ("https://harbor/v2/team/app/manifests/1.2", "harbor:443/team/app:1.2".into()),
+            ("http://harbor/v2/team/app/manifests/1.2", "harbor:80/team/app:1.2".into()),
             (&format!("http://r.example:80/v2/app/manifests/{digest}"), format!("r.example:80/app@{digest}")),
         ];
         for (text, expected) in table {
-            assert_eq!(text.parse::<ImageName>().map(|name| name.to_string()), Ok(expected), "{text}");
+            let name: ImageName = text.parse().unwrap();
+            assert_eq!(name.to_string(), expected, "{text}");
+            assert_eq!(expected.parse::<ImageName>(), Ok(name), "what is written is read as the same");
         }
         let long = format!("app:{}", "a".repeat(129));
         for bad in [

@@ -7,6 +7,7 @@ mod check;
 mod containerd;
 mod daemons;
 mod kernel;
+mod manager;
 mod network;
 pub mod settings;
 mod storage;

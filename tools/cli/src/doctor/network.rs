@@ -1,5 +1,6 @@
 //! Who can be reached from here, and whether the clocks agree.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
@@ -9,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::check::Check;
+use super::manager;
 
 /// How long anybody may take to answer.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -18,18 +20,23 @@ const CLOCK_FAILED: Duration = Duration::from_secs(60);
 
 pub async fn check(config: &Config, more_registries: &[String]) -> Vec<Check> {
     let mut checks = Vec::new();
-    let scheduler = &config.scheduler.address;
+    let manager::Answer { check, schedulers, seeds } = manager::ask(config).await;
+    checks.extend(check);
+    let configured = Some(&config.scheduler.address).filter(|address| !address.is_empty());
+    let schedulers = configured.map_or(schedulers, |scheduler| vec![scheduler.clone()]);
     if config.standalone {
         checks.push(Check::ok("scheduler", "none: the peer is standalone"));
-    } else if scheduler.is_empty() {
-        let detail = "the peer is told of none: it asks the seeds in its configuration, and else the origin";
-        let mend = "set scheduler.address in the peer's configuration, or standalone: true";
+    } else if schedulers.is_empty() {
+        let detail = "the peer is told of none: it asks the seeds that it knows, and else the origin";
+        let mend =
+            "set scheduler.address or manager.address in the peer's configuration, or standalone: true";
         checks.push(Check::warning("scheduler", detail, mend));
-    } else {
+    }
+    for scheduler in &schedulers {
         let mend = format!("systemctl status d7y-scheduler on its host; open port {}", port(scheduler));
         checks.push(reach("scheduler", scheduler, mend).await);
     }
-    for seed in &config.seeds {
+    for seed in config.seeds.iter().chain(&seeds).collect::<BTreeSet<_>>() {
         let mend = format!("systemctl status d7y-peer on its host; open port {}", port(seed));
         checks.push(reach("seed", seed, mend).await);
     }
@@ -49,7 +56,7 @@ async fn reach(name: &'static str, address: &str, mend: String) -> Check {
 
 fn trust(config: &Config) -> Option<Check> {
     let trust = &config.index_trust;
-    let alone = config.seeds.is_empty() && config.scheduler.address.is_empty();
+    let alone = config.seeds.is_empty() && config.scheduler.address.is_empty() && !config.manager.is_set();
     if config.role == Role::Seed || alone {
         return None;
     }

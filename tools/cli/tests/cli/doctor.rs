@@ -39,3 +39,42 @@ fn json_counts_what_it_lists() {
     assert_eq!(report["failed"], failed.clone().count());
     assert!(failed.clone().count() > 0 && failed.clone().all(|check| check["mend"].is_string()), "{report}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_manager_is_asked_where_the_cluster_is() {
+    let any: std::net::SocketAddr = (std::net::Ipv4Addr::LOCALHOST, 0).into();
+    let listen = d7y_manager::ListenConfig { listen: any };
+    let directory = tempfile::tempdir().unwrap();
+    let config = d7y_manager::Config {
+        rest: listen.clone(),
+        grpc: listen.clone(),
+        metrics: listen,
+        directory: directory.path().join("manager"),
+        ..d7y_manager::Config::default()
+    };
+    let tasks = d7y_chassis::Tasks::new(d7y_chassis::Shutdown::default());
+    let manager = d7y_manager::start(config, &tasks).await.unwrap();
+    let store = directory.path().join("store");
+    std::fs::create_dir(&store).unwrap();
+    std::fs::write(store.join("discovered.json"), r#"{"schedulers":["127.0.0.1:1"],"seeds":[]}"#).unwrap();
+    let table = [
+        (manager.grpc.to_string(), "", "cluster default with 0 scheduler(s)", "the peer is told of none"),
+        (manager.grpc.to_string(), "prod", "there is no cluster \"prod\"", "127.0.0.1:1: "),
+        ("127.0.0.1:1".to_owned(), "", "127.0.0.1:1: ", "127.0.0.1:1: "),
+    ];
+    for (address, cluster, of_manager, of_scheduler) in table {
+        let peer = directory.path().join("peer.yaml");
+        let text = format!(
+            "store:\n  directory: {}\nmanager:\n  address: {address}\n  cluster: \"{cluster}\"\n",
+            store.display()
+        );
+        std::fs::write(&peer, text).unwrap();
+        let args = ["doctor", "--peer", peer.to_str().unwrap(), "--containerd", "/no/such/containerd"];
+        let args = args.map(str::to_owned);
+        let ended = tokio::task::spawn_blocking(move || d7y(args)).await.unwrap();
+        let line = |name: &str| ended.stdout.lines().find(|line| line.contains(name)).unwrap_or_default();
+        let (manager, scheduler) = (line("warning  manager "), line("warning  scheduler "));
+        assert!(manager.contains(of_manager), "{address} {cluster}: {}", ended.stdout);
+        assert!(scheduler.contains(of_scheduler), "{address} {cluster}: {}", ended.stdout);
+    }
+}

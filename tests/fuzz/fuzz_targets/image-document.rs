@@ -1,0 +1,5 @@
+#![no_main]
+
+use d7y_fuzz::{seeds, targets};
+
+libfuzzer_sys::fuzz_target!(init: seeds::write(seeds::image_document()), |data: &[u8]| targets::image_document(data));
