@@ -117,20 +117,20 @@ impl Preheats {
     ) -> Result<Vec<Order>, PreheatError> {
         if let Some(job) = self.jobs.get_mut(wanted.job()) {
             job.asked_at = now;
-            return Ok(Vec::new());
+            // They come from another scheduler.
+            let added: Vec<_> = peers.into_iter().filter(|peer| !job.peers.contains_key(peer)).collect();
+            if !added.is_empty() {
+                self.version += 1;
+            }
+            let entries = vec![Entry::waiting(self.version); job.order.layers.len()];
+            job.peers.extend(added.iter().map(|peer| (peer.clone(), entries.clone())));
+            return Ok(added.into_iter().map(|peer| (peer, job.order.clone())).collect());
         }
         if self.jobs.len() >= MAX_JOBS {
             return Err(PreheatError::TooMany);
         }
         self.version += 1;
-        let entry = Entry {
-            state: wire::PreheatState::Waiting,
-            bytes_done: 0,
-            bytes_total: 0,
-            error: String::new(),
-            version: self.version,
-        };
-        let entries = vec![entry; wanted.order.layers.len()];
+        let entries = vec![Entry::waiting(self.version); wanted.order.layers.len()];
         let order = Arc::new(wanted.order);
         let orders = peers.iter().map(|peer| (peer.clone(), order.clone())).collect();
         let peers = peers.into_iter().map(|peer| (peer, entries.clone())).collect();
@@ -228,6 +228,13 @@ impl Preheats {
     }
 }
 
+impl Entry {
+    fn waiting(version: u64) -> Self {
+        let state = wire::PreheatState::Waiting;
+        Self { state, bytes_done: 0, bytes_total: 0, error: String::new(), version }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -306,6 +313,14 @@ mod tests {
         assert_eq!(preheats.orders_for(&peer("a")).len(), 1);
         preheats.progress(&peer("a"), said(1, Done));
         assert!(preheats.orders_for(&peer("a")).is_empty(), "nothing is left to do");
+
+        let before = preheats.report("1.2", 0).version;
+        let more = vec![peer("a"), peer("c")];
+        let orders = preheats.want(Wanted::parse(request()).unwrap(), more, now).unwrap();
+        assert_eq!(orders.len(), 1, "who came from another scheduler is told");
+        let report = preheats.report("1.2", before);
+        let changed: Vec<_> = report.changed.iter().map(|one| (one.peer.as_str(), one.state())).collect();
+        assert_eq!(changed, [("c", Waiting), ("c", Waiting)], "and nobody else");
     }
 
     #[test]

@@ -83,11 +83,15 @@ async fn manager(directory: PathBuf, rest: SocketAddr, grpc: SocketAddr) -> Daem
 }
 
 async fn scheduler(manager: SocketAddr, listen: SocketAddr) -> Daemon {
+    scheduler_named("scheduler", manager, listen).await
+}
+
+async fn scheduler_named(name: &str, manager: SocketAddr, listen: SocketAddr) -> Daemon {
     let mut config = d7y_scheduler::Config::default();
     config.server.listen = listen;
     config.metrics.listen = any();
     config.settle = HumanDuration::from_millis(0);
-    config.name = "scheduler".into();
+    config.name = name.into();
     config.manager = at(manager);
     let tasks = Tasks::new(Shutdown::new(config.shutdown.clone()));
     Daemon::run(async move {
@@ -121,10 +125,16 @@ impl Site {
     }
 
     async fn start(&self, name: &str, role: Role) -> Peer {
+        self.start_at(name, role, String::new()).await
+    }
+
+    /// With this very scheduler, where one is named.
+    async fn start_at(&self, name: &str, role: Role, scheduler: String) -> Peer {
         let manager = at(self.manager.addresses[1]);
         let managed = move |config: &mut Config| {
             config.standalone = false;
             config.manager = manager;
+            config.scheduler.address = scheduler;
             config.role = role;
             config.fetch.background = false;
             config.fetch.origin_fallback_after = HumanDuration::from_secs(8);
@@ -340,4 +350,41 @@ async fn scopes_name_their_peers_and_an_empty_one_says_what_to_do() {
     assert_eq!(failed["state"], "FAILURE");
     let note = failed["note"].as_str().unwrap();
     assert!(note.contains("no seed peer is connected; start d7y-peer with role: seed"), "{note}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_placed_over_all_schedulers_of_the_cluster() {
+    let registry = FakeRegistry::start().await;
+    let (name, layers) = image(&registry);
+    let site = Site::new().await;
+    let mut second = scheduler_named("second", site.manager.addresses[1], any()).await;
+    site.wait("/api/v1/schedulers", |schedulers| schedulers.as_array().unwrap().len() == 2).await;
+    let mut peers = Vec::new();
+    for n in 0..4 {
+        // Two with a session of each.
+        let pinned = [&site.scheduler, &second][n % 2].addresses[0].to_string();
+        peers.push(site.start_at(&format!("node-{n}"), Role::Node, pinned).await);
+    }
+    site.wait("/api/v1/peers", |peers| peers.as_array().unwrap().len() == 4).await;
+    let on = |job: &Value| {
+        let placements = job["progress"]["placements"].as_array().unwrap();
+        let peers = placements.iter().map(|row| row["peer"].as_str().unwrap().to_owned());
+        peers.collect::<std::collections::BTreeSet<_>>().len()
+    };
+    for (scope, expected) in [("25%", 1), ("75%", 3), ("all-peers", 4)] {
+        let job = site.preheat(&name, scope).await;
+        let ended = site.wait_for_job(job).await;
+        assert_eq!((ended["state"].as_str(), on(&ended)), (Some("SUCCESS"), expected), "{scope}: {ended}");
+    }
+    for node in &peers {
+        for (reference, layer) in &layers {
+            node.assert_reads(reference, layer).await;
+        }
+    }
+    // One of them is gone: its peers are not among those that can be reached, and the other's still are.
+    second.kill().await;
+    site.wait("/api/v1/schedulers", |schedulers| schedulers.as_array().unwrap().len() == 1).await;
+    let job = site.preheat(&name, "all-peers").await;
+    let ended = site.wait_for_job(job).await;
+    assert_eq!((ended["state"].as_str(), on(&ended)), (Some("SUCCESS"), 2), "{ended}");
 }

@@ -1,19 +1,20 @@
 //! The reconciler of jobs: takes the lease on what is pending and drives it until it has ended.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use d7y_chassis::{OnEnd, Tasks};
-use d7y_manager_db::entity::job;
+use d7y_manager_db::entity::{job, member};
 use d7y_manager_db::{DbError, JobState, Kind, Lease, Placement, PlacementState, Timestamp};
 use d7y_types::Sha256Digest;
 use parking_lot::Mutex;
 
 use super::access::Access;
-use super::place::{Schedulers, Seen, Wanted};
+use super::place::{Answer, Schedulers, Seen, Wanted};
 use super::request::PreheatArgs;
 use super::resolve::chain;
+use super::spread::Crowd;
 use crate::manager::Manager;
 use crate::metrics::{ByKind, ByState};
 
@@ -46,7 +47,8 @@ pub(crate) struct CarryOn {
 /// What a driver remembers between steps; a new one does without.
 #[derive(Default)]
 struct Driver {
-    seen: HashMap<i64, Seen>,
+    /// By cluster and scheduler.
+    seen: HashMap<(i64, i64), Seen>,
     access: Access,
     /// Since when something is missing without which nothing can begin.
     stuck_since: Option<Instant>,
@@ -241,34 +243,87 @@ impl CarryOn {
         })
     }
 
-    /// Asks the cluster's scheduler and keeps what it says. Returns what is missing, if something is.
+    /// Asks the cluster's schedulers and keeps what they say. Returns what is missing, if something is.
     async fn place(&self, wanted: &Wanted<'_>, driver: &mut Driver) -> Result<Option<String>, DbError> {
         let name = self.manager.db.cluster(wanted.cluster).await?.map(|cluster| cluster.name);
         let name = name.unwrap_or_else(|| wanted.cluster.to_string());
-        let Some(scheduler) = self.scheduler(wanted.cluster).await? else {
-            let why = "has no scheduler; start d7y-scheduler with manager.address set to this manager";
-            return Ok(Some(format!("cluster {name} {why}")));
-        };
+        let schedulers = self.schedulers(wanted.cluster).await?;
         let mut rows = self.manager.db.placements(wanted.job).await?;
         rows.retain(|row| row.cluster_id == wanted.cluster);
-        let seen = driver.seen.get(&wanted.cluster).cloned().unwrap_or_default();
-        let answer = match self.schedulers.place(&scheduler, wanted, (&rows, seen)).await {
-            Ok(answer) => answer,
-            Err(why) => return Ok(Some(format!("the scheduler of cluster {name} does not answer: {why}"))),
+        let missing = |gathering| format!("in cluster {name} {}{gathering}", wanted.scope.missing());
+        let nobody = match schedulers.as_slice() {
+            [] => {
+                let why = "has no scheduler; start d7y-scheduler with manager.address set to this manager";
+                return Ok(Some(format!("cluster {name} {why}")));
+            }
+            [only] => self.ask(only, wanted, (&rows, driver)).await.map(|answer| {
+                let gathering = if answer.settling { " (its scheduler has just started)" } else { "" };
+                answer.nobody.then_some(gathering)
+            }),
+            many => self.spread(many, wanted, (rows, driver)).await?.map(|nobody| nobody.then_some("")),
         };
-        self.count(&rows, &answer.changed);
-        self.manager.db.keep_placements(answer.changed).await?;
-        driver.seen.insert(wanted.cluster, answer.seen);
-        if answer.nobody && !wanted.layers.is_empty() {
-            let gathering = if answer.settling { " (its scheduler has just started)" } else { "" };
-            return Ok(Some(format!("in cluster {name} {}{gathering}", wanted.scope.missing())));
-        }
-        Ok(None)
+        Ok(match nobody {
+            Ok(Some(gathering)) if !wanted.layers.is_empty() => Some(missing(gathering)),
+            Ok(_) => None,
+            Err(why) => Some(format!("the scheduler of cluster {name} does not answer: {why}")),
+        })
     }
 
-    async fn scheduler(&self, cluster: i64) -> Result<Option<String>, DbError> {
-        let alive = self.manager.alive(Kind::Scheduler).await?;
-        Ok(alive.into_iter().find(|row| row.cluster_id == cluster).map(|row| row.address))
+    /// The same where there are several schedulers: whom the job is placed on is decided here, over the peers of all.
+    /// Says whether that is nobody, or who does not answer.
+    async fn spread(
+        &self,
+        schedulers: &[member::Model],
+        wanted: &Wanted<'_>,
+        (mut rows, driver): (Vec<Placement>, &mut Driver),
+    ) -> Result<Result<bool, String>, DbError> {
+        let crowd = Crowd::of(self.manager.peers().await?, wanted.cluster);
+        if rows.is_empty() {
+            let now = Timestamp::now().0;
+            let chosen = crowd.choose(wanted.scope, &wanted.image);
+            let layers = || (0..).take(wanted.layers.len());
+            rows = chosen
+                .iter()
+                .flat_map(|peer| layers().map(|layer| wanted.waiting(peer, layer, now)))
+                .collect();
+            self.manager.db.keep_placements(rows.clone()).await?;
+        }
+        let chosen: BTreeSet<&str> = rows.iter().map(|row| row.peer.as_str()).collect();
+        let mut silent = None;
+        for scheduler in schedulers {
+            let reached = crowd.reached_by(scheduler.id, &chosen);
+            let theirs: Vec<_> = rows.iter().filter(|row| reached.contains(&row.peer)).cloned().collect();
+            if theirs.is_empty() {
+                continue;
+            }
+            if let Err(why) = self.ask(scheduler, wanted, (&theirs, driver)).await {
+                silent.get_or_insert(why);
+            }
+        }
+        Ok(silent.map_or(Ok(rows.is_empty()), Err))
+    }
+
+    /// Says to one scheduler what is wanted of its peers, and keeps what it answers.
+    async fn ask(
+        &self,
+        scheduler: &member::Model,
+        wanted: &Wanted<'_>,
+        (rows, driver): (&[Placement], &mut Driver),
+    ) -> Result<Answer, String> {
+        let place = (wanted.cluster, scheduler.id);
+        let seen = driver.seen.get(&place).cloned().unwrap_or_default();
+        let mut answer = self.schedulers.place(&scheduler.address, wanted, (rows, seen)).await?;
+        self.count(rows, &answer.changed);
+        let kept = self.manager.db.keep_placements(std::mem::take(&mut answer.changed)).await;
+        kept.map_err(|error| chain(&error))?;
+        driver.seen.insert(place, answer.seen.clone());
+        Ok(answer)
+    }
+
+    async fn schedulers(&self, cluster: i64) -> Result<Vec<member::Model>, DbError> {
+        let mut alive = self.manager.alive(Kind::Scheduler).await?;
+        alive.retain(|row| row.cluster_id == cluster);
+        Ok(alive)
     }
 
     fn count(&self, before: &[Placement], changed: &[Placement]) {
@@ -313,11 +368,11 @@ impl CarryOn {
         self.manager.db.end_job(job.id, state, note, Timestamp::now()).await?;
         let clusters: Vec<i64> = serde_json::from_str(&job.clusters).unwrap_or_default();
         for cluster in clusters {
-            if let Some(scheduler) = self.scheduler(cluster).await? {
+            for scheduler in self.schedulers(cluster).await? {
                 let image = Sha256Digest([0; 32]);
                 let (job, created_at, scope) = (job.id, job.created_at, super::Scope::SingleSeed);
                 let wanted = Wanted { job, created_at, cluster, image, layers: &[], scope, grant: None };
-                self.schedulers.end(&scheduler, &wanted).await;
+                self.schedulers.end(&scheduler.address, &wanted).await;
             }
         }
         Ok(())

@@ -10,6 +10,7 @@ mod carry_on;
 mod place;
 mod request;
 mod resolve;
+mod spread;
 
 pub(crate) use carry_on::CarryOn;
 pub(crate) use request::{PreheatArgs, Scope};

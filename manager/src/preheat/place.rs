@@ -149,7 +149,7 @@ impl Wanted<'_> {
         changed.into_values().collect()
     }
 
-    fn waiting(&self, peer: &str, layer: i32, now: i64) -> Placement {
+    pub fn waiting(&self, peer: &str, layer: i32, now: i64) -> Placement {
         Placement {
             job_id: self.job,
             cluster_id: self.cluster,
