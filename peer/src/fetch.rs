@@ -13,7 +13,7 @@ use bytes::Bytes;
 use d7y_peer_core::{Bits, Lane, Limits, ParentId, ParentRole, Planner, Request};
 use d7y_store::{Layer, Store, StoreError};
 use d7y_transfer::{Client, Event};
-use d7y_types::{PackId, Sha256Digest};
+use d7y_types::{Caller, PackId, Sha256Digest};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
@@ -69,7 +69,7 @@ pub enum FetchError {
 enum Command {
     AddLayer { layer: Arc<Layer>, background: bool },
     SetParents { layer: Sha256Digest, parents: Vec<Parent> },
-    Ensure { layer: Arc<Layer>, chunks: Vec<u32>, reply: oneshot::Sender<Brought> },
+    Ensure { layer: Arc<Layer>, wanted: Wanted, reply: oneshot::Sender<Brought> },
     Prefetch(Vec<(Sha256Digest, u32)>),
     Complete { layer: Arc<Layer>, missing: Vec<u32> },
     Connected { id: ParentId, parent: Parent, client: Option<Client> },
@@ -77,6 +77,12 @@ enum Command {
     Lost(ParentId),
     Settled { from: Option<ParentId>, layer: Arc<Layer>, number: u32, outcome: Outcome },
     Orphans { reply: oneshot::Sender<Vec<Sha256Digest>> },
+}
+
+/// Chunks that a read needs, and which read that is.
+struct Wanted {
+    chunks: Vec<u32>,
+    caller: Option<Caller>,
 }
 
 /// What became of a chunk that arrived.
@@ -137,10 +143,11 @@ impl Fetcher {
         &self,
         layer: &Arc<Layer>,
         chunks: Vec<u32>,
+        caller: Option<Caller>,
         deadline: Duration,
     ) -> Result<Brought, FetchError> {
         let (reply, answer) = oneshot::channel();
-        let command = Command::Ensure { layer: layer.clone(), chunks, reply };
+        let command = Command::Ensure { layer: layer.clone(), wanted: Wanted { chunks, caller }, reply };
         self.0.send(command).await.map_err(|_| FetchError::Stopping)?;
         let answer = tokio::time::timeout(deadline, answer).await.map_err(|_| FetchError::Deadline)?;
         answer.map_err(|_| FetchError::Stopping)
@@ -199,6 +206,7 @@ struct Waiter {
     brought: Brought,
     reply: oneshot::Sender<Brought>,
     since: Instant,
+    caller: Option<Caller>,
 }
 
 impl FetchLoop {
@@ -241,7 +249,7 @@ impl FetchLoop {
         match command {
             Command::AddLayer { layer, background } => self.add_layer(layer, background),
             Command::SetParents { layer, parents } => self.set_parents(layer, parents),
-            Command::Ensure { layer, chunks, reply } => self.ensure(layer, chunks, reply),
+            Command::Ensure { layer, wanted, reply } => self.ensure(layer, wanted, reply),
             Command::Prefetch(chunks) => {
                 let now = Instant::now();
                 for (layer, number) in chunks {
@@ -403,14 +411,36 @@ impl FetchLoop {
         };
         let Some(entry) = self.layers.get(&request.layer) else { return };
         let (parent, pack) = (self.parents.get(&request.parent), entry.layer.pack());
-        if !parent.is_some_and(|to| to.client.get(pack, lane, &request.chunks)) {
+        let asked = parent.is_some_and(|to| match request.lane {
+            Lane::Demand => self.ask_for_readers(to, entry, &request.chunks),
+            Lane::Prefetch | Lane::Background => to.client.get(pack, lane, &request.chunks),
+        });
+        if !asked {
             self.lost(request.parent);
         }
     }
 
-    fn ensure(&mut self, layer: Arc<Layer>, chunks: Vec<u32>, reply: oneshot::Sender<Brought>) {
+    /// Asks for chunks and tells the parent which read waits for them; of several reads the first.
+    fn ask_for_readers(&self, to: &Connected, entry: &LayerEntry, chunks: &[u32]) -> bool {
+        let caller_of = |chunk: &u32| {
+            let waiting = entry.waiting.get(chunk)?;
+            waiting.iter().find_map(|id| self.waiters.get(id)?.caller)
+        };
+        let mut reads = chunks.chunk_by(|one, next| caller_of(one) == caller_of(next));
+        reads.all(|chunks| {
+            let caller = caller_of(&chunks[0]);
+            if let Some(caller) = caller {
+                let (request_id, parent) = (caller.request, to.parent.address);
+                tracing::debug!(%request_id, layer = %entry.layer.digest(), chunks = chunks.len(), first = chunks[0], %parent, "asks a parent for a read");
+            }
+            to.client.get_for(caller, entry.layer.pack(), d7y_transfer::Lane::Demand, chunks)
+        })
+    }
+
+    fn ensure(&mut self, layer: Arc<Layer>, wanted: Wanted, reply: oneshot::Sender<Brought>) {
         let (digest, now) = (layer.digest(), Instant::now());
         self.know(&layer);
+        let Wanted { chunks, caller } = wanted;
         let missing: Vec<u32> = chunks.into_iter().filter(|n| !layer.readable().get(*n)).collect();
         for number in &missing {
             if self.planner.is_present(digest, *number) {
@@ -424,7 +454,7 @@ impl FetchLoop {
             return;
         }
         let brought = Brought::default();
-        let waiter = Waiter { missing: missing.len(), brought, reply, since: now };
+        let waiter = Waiter { missing: missing.len(), brought, reply, since: now, caller };
         self.waiters.insert(id, waiter);
         let entry = self.layers.get_mut(&digest).expect("added above");
         for number in &missing {

@@ -8,7 +8,7 @@ use d7y_chassis::tasks::{OnEnd, Tasks};
 use d7y_proto::scheduler::inventory::State;
 use d7y_store::{Layer, Recovered, Store};
 use d7y_transfer::FailureCode;
-use d7y_types::{ByteRange, LayerRef, Sha256Digest};
+use d7y_types::{ByteRange, Caller, LayerRef, Sha256Digest};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
@@ -284,6 +284,7 @@ impl Layers {
         &self,
         layer: &Arc<Layer>,
         range: ByteRange,
+        caller: Option<Caller>,
         deadline: Duration,
     ) -> Result<Brought, FetchError> {
         let missing: Vec<u32> =
@@ -306,7 +307,7 @@ impl Layers {
         }
         // After a restart of the peer, containers read from layers that nobody has opened since.
         self.engage(layer).await;
-        self.fetcher.ensure(layer, wanted, deadline).await
+        self.fetcher.ensure(layer, wanted, caller, deadline).await
     }
 
     /// What of these chunks is not on this disk after all, and whether another layer had one of the others.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use d7y_chassis::tasks::{OnEnd, Tasks};
@@ -13,7 +13,7 @@ use d7y_proto::local::{
     RecordTrace, Request, Source, Status, request, response,
 };
 use d7y_store::Layer;
-use d7y_types::{ByteRange, LayerRef, Sha256Digest};
+use d7y_types::{ByteRange, Caller, LayerRef, Sha256Digest};
 use parking_lot::Mutex;
 
 use crate::failure::{OpenFailure, chain};
@@ -31,6 +31,9 @@ const MAX_RANGE_BYTES: u64 = 4 << 20;
 const MAX_IMAGE_LAYERS: usize = 1024;
 /// How long a trace waits for the layers' indexes before it is of no use.
 const TRACE_PATIENCE: Duration = Duration::from_secs(600);
+
+/// A read that waited this long is in the log of an ordinary day.
+const SLOW_READ: Duration = Duration::from_secs(1);
 
 pub struct LocalService {
     pub peer_id: Arc<str>,
@@ -120,8 +123,12 @@ impl LocalService {
                 "the range lies outside the layer's device or is too long",
             );
         }
-        let deadline = Duration::from_millis(u64::from(wanted.deadline_ms));
-        match self.layers.make_readable(&layer, range, deadline).await {
+        let caller = Caller::from_raw(wanted.request_id, wanted.span_id);
+        let (deadline, began) = (Duration::from_millis(u64::from(wanted.deadline_ms)), Instant::now());
+        let brought = self.layers.make_readable(&layer, range, caller, deadline).await;
+        let read = Read { caller, layer: layer.digest(), range, took: began.elapsed() };
+        read.log(brought.as_ref().map(|brought| brought.last_from));
+        match brought {
             Ok(Brought { uncached, last_from }) if uncached.is_empty() => present(Vec::new(), last_from),
             Ok(Brought { uncached, last_from }) => match assemble(layer, range, uncached).await {
                 Ok(bytes) => present(bytes, last_from),
@@ -204,6 +211,33 @@ impl LocalService {
     }
 }
 
+/// A read that this peer was asked to make possible.
+struct Read {
+    caller: Option<Caller>,
+    layer: Sha256Digest,
+    range: ByteRange,
+    took: Duration,
+}
+
+impl Read {
+    fn log(&self, outcome: Result<Option<Giver>, &FetchError>) {
+        let request_id = self.caller.map(|caller| tracing::field::display(caller.request));
+        let (layer, offset, bytes, ms) =
+            (self.layer, self.range.offset, self.range.length, self.took.as_millis() as u64);
+        let (source, parent) = given_by(outcome.unwrap_or_default());
+        let (source, parent) = (source.as_str_name(), parent.as_str());
+        match outcome {
+            Err(error) => {
+                tracing::warn!(request_id, %layer, offset, bytes, ms, %error, "a read could not be made possible");
+            }
+            Ok(_) if self.took >= SLOW_READ => {
+                tracing::info!(request_id, %layer, offset, bytes, ms, source, parent, "a read waited long");
+            }
+            Ok(_) => tracing::debug!(request_id, %layer, offset, bytes, ms, source, parent, "a read waited"),
+        }
+    }
+}
+
 async fn replay(layers: Arc<Layers>, opens: Vec<Open>, trace: RecordTrace) -> anyhow::Result<()> {
     let mut lengths: HashMap<Sha256Digest, u32> = HashMap::new();
     let indexes = async {
@@ -249,14 +283,18 @@ async fn assemble(layer: Arc<Layer>, range: ByteRange, uncached: Uncached) -> st
     tokio::task::spawn_blocking(read).await.unwrap_or_else(|panic| Err(std::io::Error::other(panic)))
 }
 
-fn present(uncached: Vec<u8>, last_from: Option<Giver>) -> Answer {
-    let (source, parent) = match last_from {
+fn given_by(last_from: Option<Giver>) -> (Source, String) {
+    match last_from {
         None => (Source::Unspecified, String::new()),
         Some(Giver::OtherLayer) => (Source::Layer, String::new()),
         Some(Giver::Origin) => (Source::Origin, String::new()),
         Some(Giver::Peer(parent)) if parent.seed => (Source::Seed, parent.address.to_string()),
         Some(Giver::Peer(parent)) => (Source::Node, parent.address.to_string()),
-    };
+    }
+}
+
+fn present(uncached: Vec<u8>, last_from: Option<Giver>) -> Answer {
+    let (source, parent) = given_by(last_from);
     Answer::of(response::Kind::RangePresent(RangePresent { uncached, source: source.into(), parent }))
 }
 

@@ -1,11 +1,12 @@
 //! What other peers see of this one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use d7y_chassis::tasks::{OnEnd, Tasks};
 use d7y_store::{FrameLocation, Layer, Staging};
-use d7y_transfer::{Asker as Client, FailureCode, Holding, Opening, Provider, Purpose, Region};
+use d7y_transfer::{Asker as Client, FailureCode, Holding, Opening, Provider, Purpose, Region, Served};
 use d7y_types::{LayerRef, PackId};
 use tokio::sync::{mpsc, watch};
 
@@ -16,6 +17,9 @@ use crate::openings::{Outcome, Progress, WORKING_EVERY};
 
 /// Staged chunks announced ahead of the socket, per follower.
 const FOLLOW_AHEAD: usize = 32;
+
+/// A peer's read that was answered this late is in the log of an ordinary day.
+const SLOW_ANSWER: Duration = Duration::from_secs(1);
 
 pub struct Uploads {
     pub peer_id: Arc<str>,
@@ -72,6 +76,16 @@ impl Provider for Uploads {
 
     fn uploaded(&self, bytes: u64) {
         self.layers.metrics.uploaded_bytes.inc_by(bytes);
+    }
+
+    fn served(&self, served: &Served) {
+        let Served { caller, asker, pack, began, chunks, missing, bytes } = served;
+        let (request_id, layer, ms) = (caller.request, pack.layer, began.elapsed().as_millis() as u64);
+        if began.elapsed() >= SLOW_ANSWER {
+            tracing::info!(%request_id, %layer, chunks, missing, bytes, ms, %asker, "a peer's read was served late");
+        } else {
+            tracing::debug!(%request_id, %layer, chunks, missing, bytes, ms, %asker, "a peer's read was served");
+        }
     }
 
     fn peer_id(&self) -> String {

@@ -1,5 +1,6 @@
 use std::convert::Infallible;
 use std::future::Future;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use d7y_chassis::tasks::{OnEnd, Tasks};
 use d7y_fuse::{Session, inherited};
 use d7y_peer_client::{Link, LocalClient};
 use d7y_proto::snapshots::snapshots_server::SnapshotsServer;
+use d7y_types::Ids;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::UnixListener;
 use tokio::runtime::Handle;
@@ -122,6 +124,7 @@ async fn take_over(
         recorder: Arc::clone(&recorder),
         starts: Arc::clone(&starts),
         failures: Failures::default(),
+        ids: Ids::new(RandomState::new().build_hasher().finish()),
     })));
     let connection = Connection::find(inherited::take(), peer, &place, config.driver).await?;
     let layers = Arc::new(Layers::new(LayersParts {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use d7y_proto::local::Source;
-use d7y_types::{ByteRange, Sha256Digest};
+use d7y_types::{ByteRange, RequestId, Sha256Digest};
 use parking_lot::Mutex;
 
 use crate::layers::Backing;
@@ -107,6 +107,7 @@ pub struct BySource {
 /// A read that waited.
 #[derive(Debug, Clone)]
 pub struct Wait {
+    pub request: RequestId,
     pub layer: Sha256Digest,
     pub range: ByteRange,
     pub began: Instant,
@@ -245,6 +246,7 @@ mod tests {
 
     fn wait(ms: u64) -> Wait {
         Wait {
+            request: RequestId::from_raw(ms).unwrap(),
             layer: LAYER,
             range: ByteRange::new(ms * 4096, 4096),
             began: Instant::now(),

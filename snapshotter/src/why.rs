@@ -79,6 +79,9 @@ pub struct WaitView {
     pub source: String,
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub parent: String,
+    /// As in the logs of whoever took part in the read; empty from an older snapshotter.
+    #[serde(default)]
+    pub request_id: String,
     pub failed: bool,
 }
 
@@ -164,6 +167,7 @@ fn reads_view(reads: &Reads, zero: Instant, layers: &Layers) -> ReadsView {
         took_ms: ms(wait.took),
         source: source_name(wait.source).into(),
         parent: wait.parent.clone(),
+        request_id: wait.request.to_string(),
         failed: wait.failed,
     };
     ReadsView {

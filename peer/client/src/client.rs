@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use d7y_proto::local::{self, Reason, Request, Response, request, response};
-use d7y_types::{ByteRange, LayerRef, Sha256Digest};
+use d7y_types::{ByteRange, Caller, LayerRef, Sha256Digest};
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::net::UnixStream;
@@ -140,21 +140,25 @@ impl LocalClient {
         range: ByteRange,
         deadline: Duration,
     ) -> Result<Bytes, ClientError> {
-        Ok(self.bring(layer, range, deadline).await?.uncached.into())
+        Ok(self.bring(layer, range, None, deadline).await?.uncached.into())
     }
 
-    /// As [`LocalClient::ensure_range`], and tells where the bytes came from.
+    /// As [`LocalClient::ensure_range`], in somebody's name, and tells where the bytes came from.
     pub async fn bring(
         &self,
         layer: Sha256Digest,
         range: ByteRange,
+        caller: Option<Caller>,
         deadline: Duration,
     ) -> Result<local::RangePresent, ClientError> {
+        let (request_id, span_id) = Caller::to_raw(caller);
         let request = local::EnsureRange {
             digest: layer.0.to_vec(),
             offset: range.offset,
             length: range.length,
             deadline_ms: millis(deadline),
+            request_id,
+            span_id,
         };
         match self.kind(request::Kind::EnsureRange(request), deadline + ANSWER_GRACE).await? {
             response::Kind::RangePresent(present) => Ok(present),

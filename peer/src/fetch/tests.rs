@@ -24,7 +24,11 @@ fn what_settles_in_an_evicted_layer_is_not_in_the_one_opened_since() {
     store.evict(&before);
     let after = store.commit(1);
     let (reply, mut answer) = oneshot::channel();
-    fetch_loop.apply(Command::Ensure { layer: after.clone(), chunks: vec![0], reply });
+    fetch_loop.apply(Command::Ensure {
+        layer: after.clone(),
+        wanted: Wanted { chunks: vec![0], caller: None },
+        reply,
+    });
 
     let settled = |layer: &Arc<Layer>| Command::Settled {
         from: None,

@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
-use d7y_types::{LayerRef, PackId};
+use d7y_types::{Caller, LayerRef, PackId};
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -11,9 +11,10 @@ use tokio::sync::mpsc;
 
 use crate::answers::{Binding, Event, Opened, Opening, Questions};
 use crate::codec::{
-    GET_BATCH, Header, Kind, Lane, MAX_PAYLOAD_BYTES, Purpose, WireError, encode_numbers, frame, read_frame,
+    GET_BATCH, Header, Kind, Lane, MAX_PAYLOAD_BYTES, Purpose, WireError, encode_numbers, encode_numbers_for,
+    frame, read_frame,
 };
-use crate::connection::{check_version, prepare_client, read_hello, send_hello};
+use crate::connection::{Hello, prepare_client, read_hello, send_hello};
 
 /// Requests that wait for the socket; each is at most a Get of [`GET_BATCH`] chunks.
 const SEND_QUEUE: usize = 1024;
@@ -35,6 +36,7 @@ pub struct Client {
     send: mpsc::Sender<Bytes>,
     questions: Arc<Mutex<Questions>>,
     peer_id: Arc<str>,
+    understands_get_for: bool,
 }
 
 /// The work of a connection for fetching chunks: nothing moves unless it is run.
@@ -53,11 +55,12 @@ impl Client {
         me: &str,
         timeout: Duration,
     ) -> Result<(Self, Connection), ClientError> {
-        let (reader, writer, peer_id) = greet(address, me, timeout).await?;
+        let (reader, writer, hello) = greet(address, me, timeout).await?;
+        let (peer_id, understands_get_for) = (hello.name(), hello.understands_get_for());
         let (send, queue) = mpsc::channel(SEND_QUEUE);
         let questions = Arc::<Mutex<Questions>>::default();
         let connection = Connection { queue, questions: questions.clone(), reader, writer };
-        Ok((Self { send, questions, peer_id }, connection))
+        Ok((Self { send, questions, peer_id, understands_get_for }, connection))
     }
 
     pub fn peer_id(&self) -> &str {
@@ -84,10 +87,19 @@ impl Client {
 
     /// Asks for chunks of a bound layer; they come as events. False as for [`Self::bind`].
     pub fn get(&self, pack: PackId, lane: Lane, chunks: &[u32]) -> bool {
+        self.get_for(None, pack, lane, chunks)
+    }
+
+    /// As [`Self::get`], and tells the parent for whom, if it wants to know.
+    pub fn get_for(&self, caller: Option<Caller>, pack: PackId, lane: Lane, chunks: &[u32]) -> bool {
         let Some(stream) = lock(&self.questions).ask(pack, chunks) else { return false };
+        let caller = caller.filter(|_| self.understands_get_for);
         chunks.chunks(GET_BATCH).all(|batch| {
-            let payload = encode_numbers(batch);
-            let header = Header { lane, ..Header::new(Kind::Get, stream, 0, payload.len()) };
+            let (kind, payload) = match caller {
+                Some(caller) => (Kind::GetFor, encode_numbers_for(caller, batch)),
+                None => (Kind::Get, encode_numbers(batch)),
+            };
+            let header = Header { lane, ..Header::new(kind, stream, 0, payload.len()) };
             self.send.try_send(frame(header, &payload)).is_ok()
         })
     }
@@ -153,11 +165,11 @@ impl OpenStream {
         layer: &LayerRef,
         timeout: Duration,
     ) -> Result<Self, ClientError> {
-        let (reader, mut writer, peer_id) = greet(address, me, timeout).await?;
+        let (reader, mut writer, hello) = greet(address, me, timeout).await?;
         let payload = serde_json::to_vec(layer).expect("a layer reference is plain data");
         let open = frame(Header::new(Kind::Open, 0, purpose as u32, payload.len()), &payload);
         writer.write_all(&open).await.map_err(|error| ClientError::Wire(address, error.into()))?;
-        Ok(Self { address, peer_id, reader, _writer: writer, opening: Opening::default() })
+        Ok(Self { address, peer_id: hello.name(), reader, _writer: writer, opening: Opening::default() })
     }
 
     pub fn peer_id(&self) -> &Arc<str> {
@@ -178,7 +190,7 @@ impl OpenStream {
     }
 }
 
-type Greeted = (BufReader<OwnedReadHalf>, OwnedWriteHalf, Arc<str>);
+type Greeted = (BufReader<OwnedReadHalf>, OwnedWriteHalf, Hello);
 
 async fn greet(address: SocketAddr, me: &str, timeout: Duration) -> Result<Greeted, ClientError> {
     let greeting = async {
@@ -189,9 +201,9 @@ async fn greet(address: SocketAddr, me: &str, timeout: Duration) -> Result<Greet
         let (reader, mut writer) = socket.into_split();
         let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
         send_hello(&mut writer, me).await.map_err(wire)?;
-        let (peer_id, version) = read_hello(&mut reader).await.map_err(wire)?;
-        check_version(version).map_err(wire)?;
-        Ok((reader, writer, String::from_utf8_lossy(&peer_id).into()))
+        let hello = read_hello(&mut reader).await.map_err(wire)?;
+        hello.check_version().map_err(wire)?;
+        Ok((reader, writer, hello))
     };
     tokio::time::timeout(timeout, greeting).await.map_err(|_| ClientError::Timeout(address))?
 }

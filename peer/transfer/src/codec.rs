@@ -1,4 +1,5 @@
 use bytes::Bytes;
+use d7y_types::Caller;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// A raw chunk of 1 MiB and its record fit; a peer that announces more is cut off.
@@ -11,6 +12,8 @@ pub(crate) const GET_BATCH: usize = 1024;
 pub(crate) const MAX_BINDS: usize = 4096;
 pub(crate) const HEADER_BYTES: usize = 16;
 pub(crate) const PROTOCOL_VERSION: u32 = 1;
+/// In the `stream` of a Hello, where versions that know of no extensions have 0: the sender understands GetFor.
+pub(crate) const UNDERSTANDS_GET_FOR: u32 = 1;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -73,6 +76,7 @@ pub(crate) enum Kind {
     Open = 2,
     Bind = 3,
     Get = 4,
+    GetFor = 5,
     Staged = 16,
     Index = 17,
     IndexEnd = 18,
@@ -87,9 +91,9 @@ pub(crate) enum Kind {
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
         use Kind::*;
-        [Hello, Open, Bind, Get, Staged, Index, IndexEnd, Failed, Frame, Missing, Holding, Have, Working]
-            .into_iter()
-            .find(|kind| *kind as u8 == byte)
+        let from_client = [Hello, Open, Bind, Get, GetFor];
+        let from_server = [Staged, Index, IndexEnd, Failed, Frame, Missing, Holding, Have, Working];
+        from_client.into_iter().chain(from_server).find(|kind| *kind as u8 == byte)
     }
 }
 
@@ -182,4 +186,20 @@ pub(crate) fn numbers(payload: &[u8]) -> Result<Vec<u32>, WireError> {
 
 pub(crate) fn encode_numbers(numbers: &[u32]) -> Vec<u8> {
     numbers.iter().flat_map(|n| n.to_le_bytes()).collect()
+}
+
+/// The payload of a GetFor.
+pub(crate) fn encode_numbers_for(caller: Caller, numbers: &[u32]) -> Vec<u8> {
+    let (request, span) = Caller::to_raw(Some(caller));
+    let caller = [request.to_le_bytes(), span.to_le_bytes()].concat();
+    caller.into_iter().chain(encode_numbers(numbers)).collect()
+}
+
+/// Who asks, and for which chunks.
+pub(crate) fn numbers_for(payload: &[u8]) -> Result<(Option<Caller>, Vec<u32>), WireError> {
+    let (Some(raw), Some(rest)) = (payload.first_chunk::<16>(), payload.get(16..)) else {
+        return Err(WireError::Protocol("chunks asked for by nobody"));
+    };
+    let word = u128::from_le_bytes(*raw);
+    Ok((Caller::from_raw(word as u64, (word >> 64) as u64), numbers(rest)?))
 }

@@ -1,5 +1,6 @@
 //! What both ends of a connection do: socket options and the exchange of hellos.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -7,7 +8,9 @@ use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::codec::{Header, Kind, MAX_REQUEST_BYTES, PROTOCOL_VERSION, WireError, frame, read_frame};
+use crate::codec::{
+    Header, Kind, MAX_REQUEST_BYTES, PROTOCOL_VERSION, UNDERSTANDS_GET_FOR, WireError, frame, read_frame,
+};
 
 /// A server's send buffer: what a demand has to wait behind. 256 KiB carry 1 Gbit/s at 2 ms.
 const SEND_BUFFER_BYTES: usize = 256 << 10;
@@ -39,19 +42,37 @@ pub(crate) fn prepare_client(socket: &TcpStream) -> std::io::Result<()> {
 }
 
 pub(crate) async fn send_hello(output: &mut (impl AsyncWrite + Unpin), me: &str) -> Result<(), WireError> {
-    let hello = frame(Header::new(Kind::Hello, 0, PROTOCOL_VERSION, me.len()), me.as_bytes());
+    let header = Header::new(Kind::Hello, UNDERSTANDS_GET_FOR, PROTOCOL_VERSION, me.len());
+    let hello = frame(header, me.as_bytes());
     Ok(output.write_all(&hello).await?)
 }
 
-/// The other side's id and the version that it speaks.
-pub(crate) async fn read_hello(input: &mut (impl AsyncRead + Unpin)) -> Result<(Bytes, u32), WireError> {
-    let (header, payload) = read_frame(input, MAX_REQUEST_BYTES).await?;
+/// What the other side says of itself.
+pub(crate) struct Hello {
+    peer_id: Bytes,
+    version: u32,
+    understands: u32,
+}
+
+pub(crate) async fn read_hello(input: &mut (impl AsyncRead + Unpin)) -> Result<Hello, WireError> {
+    let (header, peer_id) = read_frame(input, MAX_REQUEST_BYTES).await?;
     match header.kind {
-        Kind::Hello => Ok((payload, header.number)),
+        Kind::Hello => Ok(Hello { peer_id, version: header.number, understands: header.stream }),
         _ => Err(WireError::Protocol("not a hello")),
     }
 }
 
-pub(crate) fn check_version(theirs: u32) -> Result<(), WireError> {
-    if theirs == PROTOCOL_VERSION { Ok(()) } else { Err(WireError::Version(theirs)) }
+impl Hello {
+    /// The peer's id.
+    pub fn name(&self) -> Arc<str> {
+        String::from_utf8_lossy(&self.peer_id).into()
+    }
+
+    pub fn check_version(&self) -> Result<(), WireError> {
+        if self.version == PROTOCOL_VERSION { Ok(()) } else { Err(WireError::Version(self.version)) }
+    }
+
+    pub fn understands_get_for(&self) -> bool {
+        self.understands & UNDERSTANDS_GET_FOR != 0
+    }
 }

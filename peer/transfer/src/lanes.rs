@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::codec::{HEADER_BYTES, Header, Kind, Lane, MAX_PAYLOAD_BYTES, WireError, frame};
 use crate::server::{Provider, Region};
+use crate::serving::Serving;
 
 /// Frames queued per lane before the connection stops reading requests; most hold no data yet.
 const QUEUE_FRAMES: usize = 4096;
@@ -21,9 +22,20 @@ const BATCH_BYTES: usize = 256 << 10;
 
 enum Outgoing {
     /// In memory, with its share of [`QUEUE_BYTES`].
-    Ready { bytes: Bytes, _share: OwnedSemaphorePermit },
-    /// A frame that lies in a pack; `prefix` goes between header and frame.
-    Stored { header: Header, prefix: Bytes, region: Region },
+    Ready {
+        bytes: Bytes,
+        _share: OwnedSemaphorePermit,
+    },
+    Stored(Stored),
+}
+
+/// A frame that lies in a pack; `prefix` goes between header and frame.
+pub(crate) struct Stored {
+    pub header: Header,
+    pub prefix: Bytes,
+    pub region: Region,
+    /// The question that it belongs to, if somebody wants to know how that was answered.
+    pub serving: Option<Arc<Serving>>,
 }
 
 #[derive(Clone)]
@@ -51,9 +63,9 @@ impl Lanes {
         self.queue(lane, Outgoing::Ready { bytes: frame(header, payload), _share: share }).await
     }
 
-    /// Queues what lies in a file, after a prefix; it is read when its turn comes. Waits and returns as [`Self::send`].
-    pub async fn send_stored(&self, lane: Lane, header: Header, prefix: Bytes, region: Region) -> bool {
-        self.queue(lane, Outgoing::Stored { header, prefix, region }).await
+    /// Queues what lies in a file; it is read when its turn comes. Waits and returns as [`Self::send`].
+    pub async fn send_stored(&self, lane: Lane, stored: Stored) -> bool {
+        self.queue(lane, Outgoing::Stored(stored)).await
     }
 
     async fn queue(&self, lane: Lane, outgoing: Outgoing) -> bool {
@@ -96,7 +108,7 @@ pub(crate) async fn write_lanes(
             bytes += more.size();
             batch.push(more);
         }
-        let stored = batch.iter().any(|outgoing| matches!(outgoing, Outgoing::Stored { .. }));
+        let stored = batch.iter().any(|outgoing| matches!(outgoing, Outgoing::Stored(_)));
         let filled = match stored {
             false => fill(batch, bytes),
             true => {
@@ -106,6 +118,9 @@ pub(crate) async fn write_lanes(
         };
         write_all(&mut socket, &filled.buffer, stall).await?;
         provider.uploaded(filled.stored_bytes);
+        for (serving, frame_bytes) in filled.servings {
+            serving.answered(frame_bytes).iter().for_each(|served| provider.served(served));
+        }
     }
     Ok(socket.shutdown().await?)
 }
@@ -129,7 +144,7 @@ impl Outgoing {
     fn size(&self) -> usize {
         match self {
             Self::Ready { bytes, .. } => bytes.len(),
-            Self::Stored { header, .. } => HEADER_BYTES + header.length as usize,
+            Self::Stored(stored) => HEADER_BYTES + stored.header.length as usize,
         }
     }
 }
@@ -137,19 +152,24 @@ impl Outgoing {
 struct Filled {
     buffer: Vec<u8>,
     stored_bytes: u64,
+    /// What belongs to questions, with the bytes of its frame, or nothing where it is not here after all.
+    servings: Vec<(Arc<Serving>, Option<u32>)>,
 }
 
 /// A frame that the disk no longer gives is answered as missing: the receiver asks another peer.
 fn fill(batch: Vec<Outgoing>, bytes: usize) -> Filled {
-    let mut filled = Filled { buffer: Vec::with_capacity(bytes), stored_bytes: 0 };
+    let mut filled = Filled { buffer: Vec::with_capacity(bytes), stored_bytes: 0, servings: Vec::new() };
     for outgoing in batch {
         match outgoing {
             Outgoing::Ready { bytes, .. } => filled.buffer.extend_from_slice(&bytes),
-            Outgoing::Stored { header, prefix, region } => {
-                if filled.append(header, &prefix, &region).is_err() {
+            Outgoing::Stored(Stored { header, prefix, region, serving }) => {
+                let appended = filled.append(header, &prefix, &region).is_ok();
+                if !appended {
                     let missing = Header::new(Kind::Missing, header.stream, header.number, 0);
                     filled.buffer.extend_from_slice(&missing.encode());
                 }
+                let frame_bytes = appended.then_some(region.length);
+                filled.servings.extend(serving.map(|serving| (serving, frame_bytes)));
             }
         }
     }

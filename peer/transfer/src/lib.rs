@@ -10,17 +10,18 @@
 //! |---|---|---|
 //! | 0 | 1 | kind |
 //! | 1 | 1 | lane: 0 demand, 1 prefetch, 2 background |
-//! | 2 | 2 | reserved, 0 |
+//! | 2 | 2 | reserved: 0, and whoever receives it does not look |
 //! | 4 | 4 | stream: the client's number for a layer on this connection |
 //! | 8 | 4 | number: a chunk, or what the kind says |
 //! | 12 | 4 | payload bytes, at most [`MAX_PAYLOAD_BYTES`]; in Hellos and from a client [`MAX_REQUEST_BYTES`] |
 //!
 //! | Kind | From | Payload |
 //! |---|---|---|
-//! | 1 Hello | both | UTF-8 peer id; `number` is the protocol version, 1 |
+//! | 1 Hello | both | UTF-8 peer id; `number` is the protocol version, 1; `stream` says what else the sender understands: bit 0, GetFor |
 //! | 2 Open | client | [`d7y_types::LayerRef`] as JSON; the only request on its connection; `number` is the [`Purpose`] |
 //! | 3 Bind | client | [`d7y_types::PackId`], layer digest and table hash of 32 bytes each: what `stream` stands for from now on; answered by Holding; at most 4096 streams |
 //! | 4 Get | client | chunk numbers, u32 each |
+//! | 5 GetFor | client | id of a request and the client's span in its trace (0: none), u64 each, then as Get; only to a server that understands it |
 //! | 16 Staged | server | 40-byte chunk record, then the frame: a chunk of a layer that is still being read |
 //! | 17 Index | server | a part of the sealed index |
 //! | 18 IndexEnd | server | empty: the index is whole |
@@ -53,8 +54,10 @@ pub mod fuzzing;
 mod lanes;
 mod request;
 mod server;
+mod serving;
 
 pub use answers::{Event, Opened};
 pub use client::{Client, ClientError, Connection, OpenStream};
 pub use codec::{FailureCode, Lane, MAX_PAYLOAD_BYTES, MAX_REQUEST_BYTES, Purpose, WireError};
 pub use server::{Asker, Holding, Opening, Provider, Region, ServerLimits, serve};
+pub use serving::Served;

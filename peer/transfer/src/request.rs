@@ -1,13 +1,13 @@
-use d7y_types::{LayerRef, PackId, Sha256Digest, TableHash};
+use d7y_types::{Caller, LayerRef, PackId, Sha256Digest, TableHash};
 
-use crate::codec::{Header, Kind, Lane, Purpose, WireError, numbers};
+use crate::codec::{Header, Kind, Lane, Purpose, WireError, numbers, numbers_for};
 
 /// What a client asks, parsed.
 #[derive(Debug)]
 pub(crate) enum Request {
     Open { stream: u32, purpose: Purpose, layer: LayerRef },
     Bind { stream: u32, pack: PackId },
-    Get { stream: u32, lane: Lane, chunks: Vec<u32> },
+    Get { stream: u32, lane: Lane, chunks: Vec<u32>, caller: Option<Caller> },
 }
 
 impl Request {
@@ -30,7 +30,11 @@ impl Request {
                     pack: PackId { layer: Sha256Digest(layer), table: TableHash(table) },
                 })
             }
-            Kind::Get => Ok(Self::Get { stream, lane, chunks: numbers(payload)? }),
+            Kind::Get => Ok(Self::Get { stream, lane, chunks: numbers(payload)?, caller: None }),
+            Kind::GetFor => {
+                let (caller, chunks) = numbers_for(payload)?;
+                Ok(Self::Get { stream, lane, chunks, caller })
+            }
             _ => Err(WireError::Protocol("a client sent a server's frame")),
         }
     }

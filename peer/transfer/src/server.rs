@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use d7y_types::{LayerRef, PackId};
+use d7y_types::{Caller, LayerRef, PackId};
 use tokio::io::BufReader;
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpListener, TcpStream};
@@ -17,9 +17,10 @@ use crate::codec::{
     FailureCode, Header, Kind, Lane, MAX_BINDS, MAX_REQUEST_BYTES, Purpose, WireError, encode_numbers,
     read_frame,
 };
-use crate::connection::{check_version, prepare_server, read_hello, send_hello};
-use crate::lanes::{Lanes, lanes, write_lanes};
+use crate::connection::{prepare_server, read_hello, send_hello};
+use crate::lanes::{Lanes, Stored, lanes, write_lanes};
 use crate::request::Request;
+use crate::serving::{Served, Serving};
 
 /// A part of a file.
 #[derive(Debug, Clone)]
@@ -71,6 +72,8 @@ pub trait Provider: Send + Sync + 'static {
     fn holding(&self, pack: PackId) -> Option<Holding>;
     /// Called after frames of this many bytes were handed to a socket.
     fn uploaded(&self, bytes: u64);
+    /// Called when all that a client asked for in somebody's name was handed to a socket.
+    fn served(&self, served: &Served);
     fn peer_id(&self) -> String;
 }
 
@@ -148,14 +151,14 @@ async fn serve_connection<P: Provider>(
     let (reader, mut writer) = socket.into_split();
     let mut reader = BufReader::new(reader);
     let hello = tokio::time::timeout(limits.hello, read_hello(&mut reader)).await;
-    let (asker, version) = hello.map_err(|_| WireError::Protocol("no hello in time"))??;
+    let hello = hello.map_err(|_| WireError::Protocol("no hello in time"))??;
     // A client of another version learns from the answer why it is not served.
     send_hello(&mut writer, &provider.peer_id()).await?;
-    check_version(version)?;
+    hello.check_version()?;
     let (lanes, receivers) = lanes();
     let sending = write_lanes(receivers, writer, provider.clone(), limits.stall);
-    let asker = String::from_utf8_lossy(&asker).into();
-    let connection = Connection { provider, asker, lanes, binds: HashMap::new(), tasks: JoinSet::new() };
+    let connection =
+        Connection { provider, asker: hello.name(), lanes, binds: HashMap::new(), tasks: JoinSet::new() };
     // Whichever half ends first ends the other: dropping the connection aborts its tasks.
     tokio::select! {
         result = connection.read_requests(reader) => result,
@@ -192,7 +195,9 @@ impl<P: Provider> Connection<P> {
                     return self.open(stream, openings, reader).await;
                 }
                 Request::Bind { stream, pack } => !self.bind(stream, pack).await?,
-                Request::Get { stream, lane, chunks } => !self.get(stream, lane, &chunks).await?,
+                Request::Get { stream, lane, chunks, caller } => {
+                    !self.get(stream, lane, &chunks, caller).await?
+                }
             };
             if gone {
                 return Ok(());
@@ -243,16 +248,30 @@ impl<P: Provider> Connection<P> {
         Ok(sent)
     }
 
-    async fn get(&mut self, stream: u32, lane: Lane, chunks: &[u32]) -> Result<bool, WireError> {
+    async fn get(
+        &mut self,
+        stream: u32,
+        lane: Lane,
+        chunks: &[u32],
+        caller: Option<Caller>,
+    ) -> Result<bool, WireError> {
         let bound = self.binds.get(&stream).copied();
         let Bound { pack, .. } = bound.ok_or(WireError::Protocol("a stream that no layer was bound to"))?;
+        let serving = caller.map(|caller| Arc::new(Serving::new(caller, &self.asker, pack, chunks.len())));
         for &number in chunks {
             let sent = match self.provider.frame(pack, number) {
                 Some(region) => {
                     let header = Header::new(Kind::Frame, stream, number, region.length as usize);
-                    self.lanes.send_stored(lane, header, Bytes::new(), region).await
+                    let stored = Stored { header, prefix: Bytes::new(), region, serving: serving.clone() };
+                    self.lanes.send_stored(lane, stored).await
                 }
-                None => self.lanes.send(lane, Header::new(Kind::Missing, stream, number, 0), &[]).await,
+                None => {
+                    let sent =
+                        self.lanes.send(lane, Header::new(Kind::Missing, stream, number, 0), &[]).await;
+                    let served = serving.as_ref().and_then(|serving| serving.answered(None));
+                    served.iter().for_each(|served| self.provider.served(served));
+                    sent
+                }
             };
             if !sent {
                 return Ok(false);
@@ -274,7 +293,8 @@ async fn forward_opening(mut openings: mpsc::Receiver<Opening>, lanes: &Lanes, s
                 let length = record.len() + region.length as usize;
                 let header = Header::new(Kind::Staged, stream, number, length);
                 let prefix = Bytes::copy_from_slice(&record);
-                if !lanes.send_stored(Lane::Background, header, prefix, region).await {
+                let stored = Stored { header, prefix, region, serving: None };
+                if !lanes.send_stored(Lane::Background, stored).await {
                     return;
                 }
             }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use d7y_fuse::{Errno, ReadReply};
 use d7y_peer_client::{ClientError, LocalClient};
 use d7y_proto::local::{RangePresent, Reason, Source as Giver};
-use d7y_types::{ByteRange, Sha256Digest};
+use d7y_types::{ByteRange, Caller, Ids, Sha256Digest};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
@@ -23,6 +23,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// kernel goes on with the rest of a failed readahead, then tries again page by page, above EROFS and below it. Each of
 /// these would wait for the deadline anew.
 const SAME_ACCESS: Duration = Duration::from_millis(500);
+/// A read that waited this long is in the log of an ordinary day.
+const SLOW_READ: Duration = Duration::from_secs(1);
 /// Failures remembered: the accesses that the kernel tries again at a time.
 const MAX_FAILURES: usize = 64;
 
@@ -81,6 +83,7 @@ pub struct Reader {
     pub recorder: Arc<Recorder>,
     pub starts: Arc<Starts>,
     pub failures: Failures,
+    pub ids: Ids,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +129,15 @@ struct GivenBy {
     parent: String,
 }
 
+/// A read of data that is not here.
+struct Miss<'s> {
+    source: &'s Source,
+    range: ByteRange,
+    caller: Caller,
+    deadline: Instant,
+    given_by: GivenBy,
+}
+
 impl Reader {
     /// Answers a read of a range inside the device. Hits are answered on the caller's thread, without allocation.
     pub fn read(self: &Arc<Self>, source: &Arc<Source>, range: ByteRange, reply: ReadReply) {
@@ -148,12 +160,16 @@ impl Reader {
             self.metrics.read(ReadResult::Failed);
             return reply.error(Errno::IO);
         }
-        let (began, mut given_by) = (Instant::now(), GivenBy::default());
-        let result = self.fetch(source, range, began + self.deadline, &mut given_by).await;
+        let (began, caller) = (Instant::now(), Caller::new(self.ids.request()));
+        let mut miss =
+            Miss { source, range, caller, deadline: began + self.deadline, given_by: GivenBy::default() };
+        let result = self.fetch(&mut miss).await;
         let (took, failed) = (began.elapsed(), result.is_err());
-        let GivenBy { source: giver, parent } = given_by;
+        let GivenBy { source: giver, parent } = miss.given_by;
+        let wait = Wait { request: caller.request, layer, range, began, took, source: giver, parent, failed };
         self.metrics.missed(source_name(giver), took);
-        self.starts.waited(&Wait { layer, range, began, took, source: giver, parent, failed });
+        self.starts.waited(&wait);
+        log(&wait, result.as_ref().err());
         match result {
             Ok(readable) => {
                 self.metrics.read(ReadResult::Miss);
@@ -162,25 +178,17 @@ impl Reader {
                     Readable::Bytes(bytes) => reply.data(&bytes),
                 }
             }
-            Err(error) => {
+            Err(_) => {
                 self.metrics.read(ReadResult::Failed);
                 self.failures.note(layer, range);
-                let cause = &error as &dyn std::error::Error;
-                tracing::error!(%layer, offset = range.offset, bytes = range.length, error = cause, "a read fails");
                 reply.error(Errno::IO);
             }
         }
     }
 
-    async fn fetch(
-        &self,
-        source: &Source,
-        range: ByteRange,
-        deadline: Instant,
-        given_by: &mut GivenBy,
-    ) -> Result<Readable, ReadError> {
+    async fn fetch(&self, miss: &mut Miss<'_>) -> Result<Readable, ReadError> {
         loop {
-            let error = match self.try_fetch(source, range, deadline, given_by).await {
+            let error = match self.try_fetch(miss).await {
                 Ok(Some(readable)) => return Ok(readable),
                 // The peer has restarted meanwhile, or says that the range is there and its bitmap does not.
                 Ok(None) => ReadError::Deadline,
@@ -190,22 +198,17 @@ impl Reader {
             if let ReadError::Peer(client) = &error
                 && client.reason() == Reason::NotFound
             {
-                source.slot.close();
+                miss.source.slot.close();
             }
-            if remaining(deadline) <= RETRY_PAUSE {
+            if remaining(miss.deadline) <= RETRY_PAUSE {
                 return Err(error);
             }
             tokio::time::sleep(RETRY_PAUSE).await;
         }
     }
 
-    async fn try_fetch(
-        &self,
-        source: &Source,
-        range: ByteRange,
-        deadline: Instant,
-        given_by: &mut GivenBy,
-    ) -> Result<Option<Readable>, ReadError> {
+    async fn try_fetch(&self, miss: &mut Miss<'_>) -> Result<Option<Readable>, ReadError> {
+        let &mut Miss { source, range, caller, deadline, .. } = miss;
         let device = source.slot.device(&self.peer, deadline).await?;
         if device.layout != source.layout {
             return Err(ReadError::Layout);
@@ -213,9 +216,9 @@ impl Reader {
         self.touch(source, &device, range);
         let Some(missing) = device.missing(range)? else { return Ok(Some(Readable::FromDevice(device))) };
         let layer = source.slot.layer.digest;
-        let brought = self.peer.bring(layer, missing, remaining(deadline)).await;
+        let brought = self.peer.bring(layer, missing, Some(caller), remaining(deadline)).await;
         let RangePresent { uncached: fetched, source: giver, parent } = brought.map_err(ReadError::Peer)?;
-        *given_by = GivenBy { source: Giver::try_from(giver).unwrap_or_default(), parent };
+        miss.given_by = GivenBy { source: Giver::try_from(giver).unwrap_or_default(), parent };
         if !device.is_current(&self.peer) {
             return Ok(None);
         }
@@ -230,6 +233,22 @@ impl Reader {
 
     fn touch(&self, source: &Source, device: &Device, range: ByteRange) {
         self.recorder.touch(source.slot.layer.digest, device.chunks_in(range));
+    }
+}
+
+fn log(wait: &Wait, error: Option<&ReadError>) {
+    let Wait { request: request_id, layer, range, took, parent, .. } = wait;
+    let (offset, bytes, ms) = (range.offset, range.length, took.as_millis() as u64);
+    let source = source_name(wait.source);
+    match error {
+        Some(error) => {
+            let error = error as &dyn std::error::Error;
+            tracing::error!(%request_id, %layer, offset, bytes, ms, error, "a read fails");
+        }
+        None if *took >= SLOW_READ => {
+            tracing::info!(%request_id, %layer, offset, bytes, ms, source, parent, "a read waited long");
+        }
+        None => tracing::debug!(%request_id, %layer, offset, bytes, ms, source, parent, "a read waited"),
     }
 }
 

@@ -5,10 +5,10 @@ mod doctor;
 mod drivers;
 mod fallback;
 mod full;
-
 mod gone;
 mod killed;
 mod preheat;
+mod requests;
 mod start;
 mod start_order;
 mod status;

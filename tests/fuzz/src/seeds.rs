@@ -51,8 +51,13 @@ pub fn chunk() -> Seeds {
 pub fn transfer() -> Seeds {
     let layer = serde_json::to_vec(&layer_ref(b"blob", b"tar", Compression::Gzip)).expect("plain data");
     let hello = message(1, 0, 1, b"node-1");
-    let requests =
-        [message(2, 0, 0, &layer), message(3, 0, 0, &[0; 32]), message(4, 0, 0, &[1, 0, 0, 0, 2, 0, 0, 0])];
+    let for_request = [&[7; 16][..], &[1, 0, 0, 0]].concat();
+    let requests = [
+        message(2, 0, 0, &layer),
+        message(3, 0, 0, &[0; 64]),
+        message(4, 0, 0, &[1, 0, 0, 0, 2, 0, 0, 0]),
+        message(5, 0, 0, &for_request),
+    ];
     let fetching = [
         message(22, 0, 0, &[0xff]),
         message(22, 0, 1, b""),
@@ -91,6 +96,8 @@ pub fn local() -> Seeds {
             offset: 1,
             length: 2,
             deadline_ms: 3,
+            request_id: 4,
+            span_id: 5,
         }),
         request::Kind::PutDescriptor(local::PutDescriptor { name: "fuse".into() }),
         request::Kind::RecordTrace(local::RecordTrace { manifest_digest: digest.clone(), runs }),

@@ -116,13 +116,15 @@ fn wait(wait: &WaitView) -> String {
     };
     let ended = if wait.failed { "failed" } else { "from" };
     let giver = format!("{} {}", wait.source, wait.parent);
-    format!(
-        "{:>10.1} {:>9.1} ms  {file} ({} bytes) {ended} {}",
+    let line = format!(
+        "{:>10.1} {:>9.1} ms  {file} ({} bytes) {ended} {}  {}",
         wait.at_ms,
         wait.took_ms,
         wait.bytes,
-        giver.trim_end()
-    )
+        giver.trim_end(),
+        wait.request_id
+    );
+    line.trim_end().to_owned()
 }
 
 /// As containerd's tools show digests.
@@ -148,7 +150,7 @@ mod tests {
                     "slowest": [{
                         "layer": "sha256:0123456789abcdef", "path": "/usr/bin/python3", "deviceOffset": 4096,
                         "bytes": 4096, "atMs": 900.0, "tookMs": 60.0, "source": "seed", "parent": "10.0.0.1:4000",
-                        "failed": false
+                        "requestId": "00000000000000ab", "failed": false
                     }],
                 },
             })
@@ -192,7 +194,7 @@ mod tests {
             "12.2     800.0 ms  index    0123456789ab",
             "3 reads found data missing, from 900 ms to 990 ms",
             "seed         3 reads",
-            "60.0 ms  /usr/bin/python3 (4096 bytes) from seed 10.0.0.1:4000",
+            "60.0 ms  /usr/bin/python3 (4096 bytes) from seed 10.0.0.1:4000  00000000000000ab",
         ] {
             assert!(text.contains(part), "{text}\nlacks {part:?}");
         }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use d7y_transfer::{
-    Asker, Client, Event, Holding, Opening, Provider, Region, ServerLimits, WireError, serve,
+    Asker, Client, Event, Holding, Opening, Provider, Region, Served, ServerLimits, WireError, serve,
 };
 use d7y_types::{Compression, LayerRef, PackId, Sha256Digest, TableHash};
 use tokio::net::TcpListener;
@@ -37,6 +37,7 @@ pub struct Fake {
     pub asked_frames: watch::Sender<usize>,
     pub asked_holdings: watch::Sender<usize>,
     pub uploaded: AtomicU64,
+    pub served: Mutex<Vec<Served>>,
     file: Arc<File>,
 }
 
@@ -58,6 +59,7 @@ impl Fake {
             asked_frames: watch::Sender::new(0),
             asked_holdings: watch::Sender::new(0),
             uploaded: AtomicU64::new(0),
+            served: Mutex::default(),
             file: Arc::new(file),
         })
     }
@@ -95,6 +97,10 @@ impl Provider for Fake {
 
     fn uploaded(&self, bytes: u64) {
         self.uploaded.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn served(&self, served: &Served) {
+        self.served.lock().unwrap().push(served.clone());
     }
 
     fn peer_id(&self) -> String {

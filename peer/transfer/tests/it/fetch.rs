@@ -1,8 +1,10 @@
+use std::net::Ipv4Addr;
 use std::sync::atomic::Ordering;
 
 use d7y_transfer::{Event, Lane, ServerLimits, WireError};
-use d7y_types::{PackId, Sha256Digest};
+use d7y_types::{Caller, PackId, RequestId, Sha256Digest, SpanId};
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
 
 use crate::fake::{FRAME_BYTES, Fake, Fetching, PACK, UNKNOWN, start, within};
 use crate::raw;
@@ -206,4 +208,61 @@ async fn the_last_client_closes_the_connection() {
     assert!(clone.bind(PACK));
     drop(clone);
     within(ended).await.unwrap().unwrap();
+}
+
+fn caller() -> Caller {
+    Caller { request: RequestId::from_raw(0x1234).unwrap(), span: SpanId::from_raw(9) }
+}
+
+#[tokio::test]
+async fn a_parent_is_told_for_whom_it_is_asked() {
+    let fake = Fake::new(3);
+    let server = start(&fake, ServerLimits::default()).await;
+    let mut fetching = Fetching::connect(server.address).await;
+    fetching.client.bind(PACK);
+    fetching.event().await;
+    assert!(fetching.client.get(PACK, Lane::Demand, &[1]));
+    // Chunk 3 is claimed, but the disk does not give it; nobody has chunk 9.
+    for asked in [&[0, 3, 2, 9][..], &[9]] {
+        assert!(fetching.client.get_for(Some(caller()), PACK, Lane::Demand, asked));
+    }
+    for _ in 0..6 {
+        fetching.event().await;
+    }
+    within(async {
+        while fake.served.lock().unwrap().len() < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let mut served = fake.served.lock().unwrap().clone();
+    served.sort_by_key(|served| served.chunks);
+    let told: Vec<_> = served.iter().map(|served| (served.chunks, served.missing, served.bytes)).collect();
+    assert_eq!(told, [(1, 1, 0), (4, 2, 2 * u64::from(FRAME_BYTES))]);
+    assert!(served.iter().all(|served| served.caller == caller() && &*served.asker == "node-1"));
+}
+
+/// A server of before GetFor: it cuts off whoever sends what it does not know.
+#[tokio::test]
+async fn a_parent_that_does_not_know_requests_is_asked_as_ever() {
+    for understands in [0, 1] {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let connecting = tokio::spawn(Fetching::connect(address));
+        let (mut socket, _) = within(listener.accept()).await.unwrap();
+        let hello = raw::read(&mut socket).await;
+        assert_eq!((hello.kind, hello.number), (raw::HELLO, 1), "the version stays");
+        socket.write_all(&raw::message(raw::HELLO, 0, [understands, 1], b"old")).await.unwrap();
+        let fetching = within(connecting).await.unwrap();
+        fetching.client.bind(PACK);
+        assert_eq!(raw::read(&mut socket).await.kind, raw::BIND);
+        assert!(fetching.client.get_for(Some(caller()), PACK, Lane::Demand, &[5]));
+        let asked = raw::read(&mut socket).await;
+        let numbers = 5_u32.to_le_bytes();
+        let expected = match understands {
+            0 => (raw::GET, numbers.to_vec()),
+            _ => (raw::GET_FOR, [&0x1234_u64.to_le_bytes()[..], &9_u64.to_le_bytes(), &numbers].concat()),
+        };
+        assert_eq!((asked.kind, asked.payload), expected);
+    }
 }

@@ -12,6 +12,7 @@ pub const HELLO: u8 = 1;
 pub const OPEN: u8 = 2;
 pub const BIND: u8 = 3;
 pub const GET: u8 = 4;
+pub const GET_FOR: u8 = 5;
 pub const FRAME: u8 = 20;
 pub const MISSING: u8 = 21;
 pub const HOLDING: u8 = 22;
