@@ -3,7 +3,9 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use d7y_chassis::{DaemonConfig, Fault, HumanDuration, LogConfig, Secret, ShutdownConfig, Validate};
+use d7y_chassis::{
+    DaemonConfig, Fault, HumanDuration, LogConfig, Secret, ShutdownConfig, TracingConfig, Validate,
+};
 use d7y_manager_db::Vault;
 use d7y_origin::OriginConfig;
 use schemars::JsonSchema;
@@ -33,6 +35,7 @@ pub struct Config {
     /// How registries are reached to find out what an image's name means.
     pub origin: OriginConfig,
     pub log: LogConfig,
+    pub tracing: TracingConfig,
     pub shutdown: ShutdownConfig,
 }
 
@@ -97,6 +100,7 @@ impl Default for Config {
             jobs: JobsConfig::default(),
             origin: OriginConfig::default(),
             log: LogConfig::default(),
+            tracing: TracingConfig::default(),
             shutdown: ShutdownConfig::default(),
         }
     }
@@ -117,6 +121,7 @@ impl Default for DiscoveryConfig {
 impl Validate for Config {
     fn validate(&self) -> Vec<Fault> {
         let mut faults: Vec<_> = self.log.validate().into_iter().map(|fault| fault.within("log")).collect();
+        faults.extend(self.tracing.validate().into_iter().map(|fault| fault.within("tracing")));
         let (least, most) = INTERVAL_LIMITS;
         let intervals =
             [("keepAlive.interval", self.keep_alive.interval), ("discovery.refresh", self.discovery.refresh)];

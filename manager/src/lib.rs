@@ -23,6 +23,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use d7y_chassis::listen::{self, BindError};
 use d7y_chassis::obstacle;
+use d7y_chassis::spans::{SpanCounts, Spans};
 use d7y_chassis::{Action, Daemon, DaemonName, Health, OnEnd, Secret, Tasks};
 use d7y_manager_db::{Database, Timestamp};
 use d7y_origin::Origin;
@@ -72,7 +73,10 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Running> {
     obstacle::writable_directory(&config.directory, "directory")?;
     let db = Database::open(&config.directory.join(secrets::DATABASE)).await?;
     let mut registry = d7y_chassis::metrics::registry(DAEMON.name, DAEMON.version);
+    let metrics = metrics::Metrics::register(&mut registry);
+    let counts = SpanCounts::register(&mut registry);
     let manager = Arc::new(Manager {
+        spans: Spans::start(&config.tracing, &DAEMON, &grpc_address.to_string(), counts, tasks)?,
         vault: secrets::vault(&config)?,
         origin: Origin::new(config.origin.clone()).context("origin")?,
         settings: Settings {
@@ -81,7 +85,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Running> {
             keep_for: config.jobs.keep_for.get(),
             keep_most: config.jobs.keep_most.get().into(),
         },
-        metrics: metrics::Metrics::register(&mut registry),
+        metrics,
         new_job: Notify::new(),
         db: db.clone(),
     });

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use d7y_chassis::Spans;
 use d7y_manager_db::entity::{member, peer};
 use d7y_manager_db::{Database, DbError, Kind, Timestamp, Vault};
 use d7y_origin::Origin;
@@ -18,6 +19,7 @@ pub(crate) struct Manager {
     pub origin: Origin,
     pub settings: Settings,
     pub metrics: Metrics,
+    pub spans: Spans,
     /// There is a new job.
     pub new_job: Notify,
 }

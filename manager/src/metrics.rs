@@ -1,4 +1,5 @@
 use d7y_chassis::metrics::{Described, Registry, registry};
+use d7y_chassis::spans::SpanCounts;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -50,5 +51,6 @@ impl Metrics {
 pub fn described() -> Vec<Described> {
     let mut registry = registry(DAEMON.name, DAEMON.version);
     Metrics::register(&mut registry);
+    SpanCounts::register(&mut registry);
     registry.described().to_vec()
 }

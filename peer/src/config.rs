@@ -1,6 +1,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use d7y_chassis::TracingConfig;
 use d7y_chassis::config::{ByteSize, Fault, HumanDuration, Secret, Validate};
 use d7y_chassis::daemon::DaemonConfig;
 use d7y_chassis::shutdown::ShutdownConfig;
@@ -26,6 +27,7 @@ pub enum Role {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Config {
     pub log: LogConfig,
+    pub tracing: TracingConfig,
     pub shutdown: ShutdownConfig,
     /// Unique in the cluster and stable over restarts; the host's name when empty.
     pub peer_id: String,
@@ -174,6 +176,7 @@ impl Validate for Config {
         if self.standalone && self.manager.is_set() {
             faults.push(Fault::new("standalone", "a standalone peer has no manager; remove manager.address"));
         }
+        faults.extend(self.tracing.validate().into_iter().map(|fault| fault.within("tracing")));
         faults.extend(self.manager.validate().into_iter().map(|fault| fault.within("manager")));
         let addresses = [
             ("scheduler.address", &self.scheduler.address),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use d7y_chassis::spans::{About, Spans};
 use d7y_chassis::tasks::{OnEnd, Tasks};
 use d7y_peer_client::{Answer, Handler, digest_from_wire, layer_from_wire};
 use d7y_proto::local::{
@@ -42,6 +43,7 @@ pub struct LocalService {
     pub tasks: Tasks,
     pub parked: Mutex<HashMap<String, OwnedFd>>,
     pub metrics: Arc<Metrics>,
+    pub spans: Spans,
 }
 
 impl Handler for LocalService {
@@ -125,9 +127,13 @@ impl LocalService {
         }
         let caller = Caller::from_raw(wanted.request_id, wanted.span_id);
         let (deadline, began) = (Duration::from_millis(u64::from(wanted.deadline_ms)), Instant::now());
-        let brought = self.layers.make_readable(&layer, range, caller, deadline).await;
+        let span = self.spans.child(caller);
+        let in_name_of = span.map(|span| span.caller()).or(caller);
+        let brought = self.layers.make_readable(&layer, range, in_name_of, deadline).await;
         let read = Read { caller, layer: layer.digest(), range, took: began.elapsed() };
-        read.log(brought.as_ref().map(|brought| brought.last_from));
+        let outcome = brought.as_ref().map(|brought| brought.last_from);
+        read.log(outcome);
+        self.spans.end(span, || read.about(outcome));
         match brought {
             Ok(Brought { uncached, last_from }) if uncached.is_empty() => present(Vec::new(), last_from),
             Ok(Brought { uncached, last_from }) => match assemble(layer, range, uncached).await {
@@ -220,6 +226,17 @@ struct Read {
 }
 
 impl Read {
+    fn about(&self, outcome: Result<Option<Giver>, &FetchError>) -> About {
+        let (source, parent) = given_by(outcome.unwrap_or_default());
+        About::new("fetch a range")
+            .text("d7y.layer", self.layer)
+            .number("d7y.offset", self.range.offset)
+            .number("d7y.bytes", self.range.length)
+            .text("d7y.source", source.as_str_name())
+            .text("d7y.parent", parent)
+            .error(outcome.err())
+    }
+
     fn log(&self, outcome: Result<Option<Giver>, &FetchError>) {
         let request_id = self.caller.map(|caller| tracing::field::display(caller.request));
         let (layer, offset, bytes, ms) =

@@ -1,6 +1,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use d7y_chassis::metrics::{Described, Registry, registry};
+use d7y_chassis::spans::SpanCounts;
 use d7y_origin::{HostStats, OriginStats};
 use d7y_store::Usage;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
@@ -192,5 +193,6 @@ impl Metrics {
 pub fn described() -> Vec<Described> {
     let mut registry = registry(DAEMON.name, DAEMON.version);
     Metrics::register(&mut registry);
+    SpanCounts::register(&mut registry);
     registry.described().to_vec()
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use d7y_chassis::spans::{About, Spans};
 use d7y_chassis::tasks::{OnEnd, Tasks};
 use d7y_store::{FrameLocation, Layer, Staging};
 use d7y_transfer::{Asker as Client, FailureCode, Holding, Opening, Provider, Purpose, Region, Served};
@@ -26,6 +27,7 @@ pub struct Uploads {
     pub layers: Arc<Layers>,
     pub news: Arc<News>,
     pub tasks: Tasks,
+    pub spans: Spans,
 }
 
 impl Uploads {
@@ -81,11 +83,21 @@ impl Provider for Uploads {
     fn served(&self, served: &Served) {
         let Served { caller, asker, pack, began, chunks, missing, bytes } = served;
         let (request_id, layer, ms) = (caller.request, pack.layer, began.elapsed().as_millis() as u64);
+        // Quoted in the log: it is what the other side says.
+        let asker = asker.as_ref();
         if began.elapsed() >= SLOW_ANSWER {
-            tracing::info!(%request_id, %layer, chunks, missing, bytes, ms, %asker, "a peer's read was served late");
+            tracing::info!(%request_id, %layer, chunks, missing, bytes, ms, asker, "a peer's read was served late");
         } else {
-            tracing::debug!(%request_id, %layer, chunks, missing, bytes, ms, %asker, "a peer's read was served");
+            tracing::debug!(%request_id, %layer, chunks, missing, bytes, ms, asker, "a peer's read was served");
         }
+        self.spans.end(self.spans.child(Some(*caller)).map(|span| span.at(*began)), || {
+            About::new("serve chunks")
+                .text("d7y.layer", layer)
+                .text("d7y.asker", asker)
+                .number("d7y.chunks", (*chunks).into())
+                .number("d7y.missing", (*missing).into())
+                .number("d7y.bytes", *bytes)
+        });
     }
 
     fn peer_id(&self) -> String {

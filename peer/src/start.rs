@@ -9,6 +9,7 @@ use d7y_chassis::daemon::{Daemon, DaemonName, Shorthand};
 use d7y_chassis::listen;
 use d7y_chassis::metrics::{self, Health};
 use d7y_chassis::obstacle::{self, Obstacle};
+use d7y_chassis::spans::{SpanCounts, Spans};
 use d7y_chassis::tasks::{OnEnd, Tasks};
 use d7y_manager_client::Discovered;
 use d7y_origin::Origin;
@@ -90,10 +91,8 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
     let Sockets { transfer, local, observability } = bind(&config).await?;
     let addresses = observability.iter().map(|listener| listener.local_addr()).collect::<Result<_, _>>()?;
     let peer_id: Arc<str> = peer_id(&config)?.into();
-    let mut registry = metrics::registry(DAEMON.name, DAEMON.version);
-    let peer_metrics = Arc::new(Metrics::register(&mut registry));
-    let health = Health::new();
-    let store = open_store(&config).await?;
+    let (registry, peer_metrics, spans) = observed(&config, &peer_id, &tasks)?;
+    let (health, store) = (Health::new(), open_store(&config).await?);
     let trust = Arc::new(Trust::set_up(&config.index_trust, &config.store.directory)?);
     let address = transfer.local_addr()?;
     let (directory, control) = Control::set_up(&config, &peer_id, address, &peer_metrics);
@@ -141,7 +140,13 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
     control.begin(&tasks, Preheater::new(config.role, &layers, &news), fetcher);
     supervise(&tasks, "layer watch", layers.clone().watch());
     supervise(&tasks, "store watch", watch(store, origin, peer_metrics.clone(), health.clone()));
-    let uploads = Uploads { peer_id: peer_id.clone(), layers: layers.clone(), news, tasks: tasks.clone() };
+    let uploads = Uploads {
+        peer_id: peer_id.clone(),
+        layers: layers.clone(),
+        news,
+        tasks: tasks.clone(),
+        spans: spans.clone(),
+    };
     let stop = tasks.shutdown().stopping();
     supervise(
         &tasks,
@@ -149,11 +154,24 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
         d7y_transfer::serve(transfer, Arc::new(uploads), ServerLimits::default(), stop.clone()),
     );
     let (parked, metrics) = (Mutex::default(), peer_metrics.clone());
-    let service = LocalService { peer_id, layers, traces, tasks: tasks.clone(), parked, metrics };
+    let service = LocalService { peer_id, layers, traces, tasks: tasks.clone(), parked, metrics, spans };
     supervise(&tasks, "local server", d7y_peer_client::serve(local, Arc::new(service), stop));
     // Last: who asks whether the peer is healthy wants to use it.
     metrics::serve_views(&tasks, observability, Arc::new(registry), health, views);
     Ok(running)
+}
+
+/// Where it is told what the peer does.
+fn observed(
+    config: &Config,
+    peer_id: &str,
+    tasks: &Tasks,
+) -> anyhow::Result<(metrics::Registry, Arc<Metrics>, Spans)> {
+    let mut registry = metrics::registry(DAEMON.name, DAEMON.version);
+    let peer_metrics = Arc::new(Metrics::register(&mut registry));
+    let counts = SpanCounts::register(&mut registry);
+    let spans = Spans::start(&config.tracing, &DAEMON, peer_id, counts, tasks)?;
+    Ok((registry, peer_metrics, spans))
 }
 
 /// Four descriptors for each layer in the store: the usual soft limit of 1,024 ends at some 250 layers.

@@ -1,7 +1,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use d7y_chassis::{DaemonConfig, Fault, HumanDuration, LogConfig, ShutdownConfig, Validate};
+use d7y_chassis::{DaemonConfig, Fault, HumanDuration, LogConfig, ShutdownConfig, TracingConfig, Validate};
 use d7y_manager_client::ManagerConfig;
 use d7y_types::advertised;
 use schemars::JsonSchema;
@@ -30,6 +30,7 @@ pub struct Config {
     /// announce themselves again.
     pub settle: HumanDuration,
     pub log: LogConfig,
+    pub tracing: TracingConfig,
     pub shutdown: ShutdownConfig,
 }
 
@@ -64,6 +65,7 @@ impl Default for Config {
             advertise: String::new(),
             settle: HumanDuration::from_secs(3),
             log: LogConfig::default(),
+            tracing: TracingConfig::default(),
             shutdown: ShutdownConfig::default(),
         }
     }
@@ -78,6 +80,7 @@ impl Default for HeartbeatConfig {
 impl Validate for Config {
     fn validate(&self) -> Vec<Fault> {
         let mut faults: Vec<_> = self.log.validate().into_iter().map(|fault| fault.within("log")).collect();
+        faults.extend(self.tracing.validate().into_iter().map(|fault| fault.within("tracing")));
         faults.extend(self.manager.validate().into_iter().map(|fault| fault.within("manager")));
         let (least, most) = HEARTBEAT_LIMITS;
         if !(least..=most).contains(&self.heartbeat.interval.get()) {

@@ -26,6 +26,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use d7y_chassis::listen::{self, BindError};
+use d7y_chassis::spans::{SpanCounts, Spans};
 use d7y_chassis::{Daemon, DaemonName, Health, OnEnd, Reloads, Tasks};
 use d7y_proto::scheduler::placement_server::PlacementServer;
 use d7y_proto::scheduler::scheduler_server::SchedulerServer;
@@ -71,6 +72,8 @@ pub async fn run(config: Config, tasks: &Tasks) -> anyhow::Result<Addresses> {
     let (metrics_listener, metrics_address) = open(config.metrics.listen, "metrics.listen").await?;
     let mut registry = d7y_chassis::metrics::registry(DAEMON.name, DAEMON.version);
     let metrics = metrics::Metrics::register(&mut registry);
+    let counts = SpanCounts::register(&mut registry);
+    let spans = Spans::start(&config.tracing, &DAEMON, &server_address.to_string(), counts, tasks)?;
     d7y_chassis::metrics::serve(tasks, vec![metrics_listener], Arc::new(registry), Health::new());
 
     let hub = Arc::new(Hub::new(config.settle.get(), metrics));
@@ -83,7 +86,7 @@ pub async fn run(config: Config, tasks: &Tasks) -> anyhow::Result<Addresses> {
         .http2_keepalive_interval(Some(config.heartbeat.interval.get()))
         .http2_keepalive_timeout(Some(config.heartbeat.interval.get()))
         .add_service(service)
-        .add_service(PlacementServer::new(Placements(hub.clone())))
+        .add_service(PlacementServer::new(Placements { hub: hub.clone(), spans }))
         .serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned());
     tasks.spawn("session acceptor", OnEnd::Fatal, serving);
     manager::keep_alive(&config, server_address, &hub, tasks)?;

@@ -1,6 +1,7 @@
 use std::sync::atomic::Ordering;
 
 use d7y_chassis::metrics::{Described, Registry, registry};
+use d7y_chassis::spans::SpanCounts;
 use d7y_scheduler_core::Stats;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -84,5 +85,6 @@ impl Metrics {
 pub fn described() -> Vec<Described> {
     let mut registry = registry(DAEMON.name, DAEMON.version);
     Metrics::register(&mut registry);
+    SpanCounts::register(&mut registry);
     registry.described().to_vec()
 }

@@ -1,14 +1,14 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use d7y_chassis::{DaemonConfig, Fault, HumanDuration, LogConfig, ShutdownConfig, Validate};
+use d7y_chassis::{DaemonConfig, Fault, HumanDuration, LogConfig, ShutdownConfig, TracingConfig, Validate};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// overlayfs takes the paths of all layers in one page of mount options: a long directory would cost layers.
 const MAX_RUN_DIRECTORY_BYTES: usize = 64;
 
-#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct Config {
     /// The socket on which containerd finds the snapshotter (`proxy_plugins.d7y.address`).
@@ -30,6 +30,7 @@ pub struct Config {
     pub trace: TraceConfig,
     pub metrics: MetricsConfig,
     pub log: LogConfig,
+    pub tracing: TracingConfig,
     pub shutdown: ShutdownConfig,
 }
 
@@ -88,6 +89,7 @@ impl Default for Config {
             trace: TraceConfig::default(),
             metrics: MetricsConfig::default(),
             log: LogConfig::default(),
+            tracing: TracingConfig::default(),
             shutdown: ShutdownConfig::default(),
         }
     }
@@ -130,6 +132,7 @@ impl DaemonConfig for Config {
 impl Validate for Config {
     fn validate(&self) -> Vec<Fault> {
         let mut faults: Vec<_> = self.log.validate().into_iter().map(|fault| fault.within("log")).collect();
+        faults.extend(self.tracing.validate().into_iter().map(|fault| fault.within("tracing")));
         let directories = [("rootDirectory", &self.root_directory), ("runDirectory", &self.run_directory)];
         for (key, path) in directories {
             let text = path.as_os_str().as_encoded_bytes();

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use d7y_chassis::metrics::{Described, Registry, registry};
+use d7y_chassis::spans::SpanCounts;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -135,5 +136,6 @@ impl Default for Metrics {
 pub fn described() -> Vec<Described> {
     let mut registry = registry(DAEMON.name, DAEMON.version);
     Metrics::new().register(&mut registry);
+    SpanCounts::register(&mut registry);
     registry.described().to_vec()
 }

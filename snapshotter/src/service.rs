@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use d7y_chassis::spans::About;
 use d7y_proto::snapshots::snapshots_server::Snapshots;
 use d7y_proto::snapshots::{
     CleanupRequest, CommitSnapshotRequest, Info, Kind as WireKind, ListSnapshotsRequest,
@@ -11,7 +12,7 @@ use d7y_proto::snapshots::{
     UpdateSnapshotResponse, UsageRequest, UsageResponse, ViewSnapshotRequest, ViewSnapshotResponse,
 };
 use futures_util::{Stream, stream};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::meta::{Committing, Kind, NewSnapshot, Snapshot, Timestamp, Updating, Usage};
 use crate::snapshotter::Snapshotter;
@@ -31,8 +32,10 @@ impl Snapshots for SnapshotsService {
     ) -> Result<Response<PrepareSnapshotResponse>, Status> {
         let PrepareSnapshotRequest { key, parent, labels, .. } = request.into_inner();
         let new = NewSnapshot { name: key, parent, labels: labels.into_iter().collect() };
-        let mounts = self.0.prepare(new).await?;
-        Ok(Response::new(PrepareSnapshotResponse { mounts }))
+        let (span, key) = (self.0.spans.own_root(), new.name.clone());
+        let prepared = self.0.prepare(new).await.map_err(Status::from);
+        self.0.spans.end(span, || about("Prepare", &key, &prepared));
+        Ok(Response::new(PrepareSnapshotResponse { mounts: prepared? }))
     }
 
     async fn view(
@@ -46,8 +49,10 @@ impl Snapshots for SnapshotsService {
     }
 
     async fn mounts(&self, request: Request<MountsRequest>) -> Result<Response<MountsResponse>, Status> {
-        let mounts = self.0.mounts(&request.into_inner().key).await?;
-        Ok(Response::new(MountsResponse { mounts }))
+        let (span, key) = (self.0.spans.own_root(), request.into_inner().key);
+        let mounts = self.0.mounts(&key).await.map_err(Status::from);
+        self.0.spans.end(span, || about("Mounts", &key, &mounts));
+        Ok(Response::new(MountsResponse { mounts: mounts? }))
     }
 
     async fn commit(&self, request: Request<CommitSnapshotRequest>) -> Result<Response<()>, Status> {
@@ -106,6 +111,16 @@ impl Snapshots for SnapshotsService {
     async fn cleanup(&self, _: Request<CleanupRequest>) -> Result<Response<()>, Status> {
         self.0.clean_up().await?;
         Ok(Response::new(()))
+    }
+}
+
+fn about<T>(call: &'static str, key: &str, outcome: &Result<T, Status>) -> About {
+    let about = About::new(call).text("d7y.snapshot", key);
+    match outcome {
+        // How a layer that the peer supplies is answered.
+        Err(status) if status.code() == Code::AlreadyExists => about.text("d7y.outcome", "already exists"),
+        Err(status) => about.error(Some(status.message())),
+        Ok(_) => about.text("d7y.outcome", "mounts"),
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use d7y_chassis::Tasks;
+use d7y_chassis::{Spans, Tasks};
 use d7y_peer_client::LocalClient;
 use d7y_proto::snapshots::Mount;
 use d7y_types::Sha256Digest;
@@ -38,6 +38,7 @@ pub struct Snapshotter {
     pub(crate) announcer: Announcer,
     pub(crate) recorder: Arc<Recorder>,
     pub(crate) metrics: Metrics,
+    pub(crate) spans: Spans,
     pub(crate) starts: Arc<Starts>,
     pub(crate) tasks: Tasks,
     pub(crate) waits: Waits,

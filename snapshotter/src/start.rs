@@ -11,6 +11,7 @@ use d7y_chassis::daemon::{Daemon, DaemonName};
 use d7y_chassis::listen;
 use d7y_chassis::metrics::{self, Health, Views};
 use d7y_chassis::obstacle::{self, Obstacle};
+use d7y_chassis::spans::{SpanCounts, Spans};
 use d7y_chassis::tasks::{OnEnd, Tasks};
 use d7y_fuse::{Session, inherited};
 use d7y_peer_client::{Link, LocalClient};
@@ -68,6 +69,10 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<()> {
     let mut registry = metrics::registry(DAEMON.name, DAEMON.version);
     let own_metrics = Metrics::new();
     own_metrics.register(&mut registry);
+    let counts = SpanCounts::register(&mut registry);
+    let instance = nix::unistd::gethostname().unwrap_or_default();
+    let spans = Spans::start(&config.tracing, &DAEMON, &instance.to_string_lossy(), counts, &tasks)?;
+    let watched = Watched { metrics: own_metrics, spans };
     let health = Health::new();
 
     obstacle::writable_directory(&config.root_directory, "rootDirectory")?;
@@ -76,7 +81,7 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<()> {
     let place = Place::create(&config.root_directory, &config.run_directory)
         .context("cannot make rootDirectory or runDirectory")?;
     let peer = LocalClient::new(&config.peer.socket);
-    let (snapshotter, session) = take_over(&config, &tasks, place, &peer, own_metrics).await?;
+    let (snapshotter, session) = take_over(&config, &tasks, place, &peer, watched).await?;
 
     let layers = Arc::clone(&snapshotter.layers);
     let (starts, named) = (Arc::clone(&snapshotter.starts), Arc::clone(&layers));
@@ -104,12 +109,18 @@ fn raise_descriptor_limit() {
     }
 }
 
+/// Where it is told what the snapshotter does.
+struct Watched {
+    metrics: Metrics,
+    spans: Spans,
+}
+
 async fn take_over(
     config: &Config,
     tasks: &Tasks,
     place: Place,
     peer: &LocalClient,
-    metrics: Metrics,
+    Watched { metrics, spans }: Watched,
 ) -> anyhow::Result<(Arc<Snapshotter>, Arc<Session>)> {
     let store = Arc::new(Store::open(&place.database()).map_err(|error| database_obstacle(error, config))?);
     let registry = Registry::open(store.database()).context("cannot open the snapshot database")?;
@@ -124,6 +135,7 @@ async fn take_over(
         recorder: Arc::clone(&recorder),
         starts: Arc::clone(&starts),
         failures: Failures::default(),
+        spans: spans.clone(),
         ids: Ids::new(RandomState::new().build_hasher().finish()),
     })));
     let connection = Connection::find(inherited::take(), peer, &place, config.driver).await?;
@@ -150,6 +162,7 @@ async fn take_over(
         announcer: Announcer::new(peer.clone()),
         recorder,
         metrics,
+        spans,
         starts,
         tasks: tasks.clone(),
         waits: Waits {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use d7y_chassis::spans::About;
 use d7y_types::Sha256Digest;
 use serde::{Deserialize, Serialize};
 
@@ -105,7 +106,31 @@ impl Snapshotter {
         let (manifest, reference) = (top.manifest, top.reference.clone());
         let (container, reads) = (name.to_owned(), Reads::default());
         let at = SystemTime::now() - took;
+        self.write_start(name, &top.reference, began, mounting);
         self.starts.starting(Start { container, reference, manifest, layers, at, began, steps, reads });
+    }
+
+    /// A trace of its own: what the mount of a container's layers waited for.
+    fn write_start(
+        &self,
+        name: &str,
+        reference: &str,
+        began: Instant,
+        mounting: &Result<Mounted, SnapshotError>,
+    ) {
+        let Some(start) = self.spans.own_root() else { return };
+        for step in mounting.iter().flat_map(|mounted| &mounted.steps) {
+            let Some(span) = self.spans.child(Some(start.caller())) else { continue };
+            self.spans.write(span.at(step.began), step.took, || {
+                let (what, detail) = named(&step.what);
+                let layer = step.layer.map(|layer| layer.to_string()).unwrap_or_default();
+                About::new(what).text("d7y.layer", layer).text("d7y.detail", detail)
+            });
+        }
+        self.spans.end(Some(start.at(began)), || {
+            let error = mounting.as_ref().err().map(|error| causes(error));
+            About::new("start").text("d7y.container", name).text("d7y.image", reference).error(error)
+        });
     }
 }
 
@@ -131,8 +156,8 @@ fn start_view(start: Start, pull: Option<Pull>, layers: &Layers) -> StartView {
     }
 }
 
-fn step_view(step: &Step, zero: Instant) -> StepView {
-    let (what, detail) = match &step.what {
+fn named(what: &What) -> (&'static str, String) {
+    match what {
         What::Resolve => ("resolve", String::new()),
         What::Announce { has_trace: true } => ("announce", "the cluster knows the access trace".into()),
         What::Announce { has_trace: false } => ("announce", "no access trace is known yet".into()),
@@ -140,7 +165,11 @@ fn step_view(step: &Step, zero: Instant) -> StepView {
         What::Mount { backing: Backing::Served } => ("mount", "served".into()),
         What::Mount { backing: Backing::Direct } => ("mount", "direct".into()),
         What::Failed(why) => ("failed", why.clone()),
-    };
+    }
+}
+
+fn step_view(step: &Step, zero: Instant) -> StepView {
+    let (what, detail) = named(&step.what);
     let layer = step.layer.map(|layer| layer.to_string());
     StepView { what: what.into(), layer, at_ms: since(zero, step.began), took_ms: ms(step.took), detail }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use d7y_chassis::spans::About;
 use d7y_chassis::{OnEnd, Tasks};
 use d7y_manager_db::entity::{job, member};
 use d7y_manager_db::{DbError, JobState, Kind, Lease, Placement, PlacementState, Timestamp};
@@ -365,7 +366,9 @@ impl CarryOn {
 
     async fn end(&self, job: &job::Model, state: JobState, note: &str) -> Result<(), DbError> {
         tracing::info!(job = job.id, ?state, note, "a job has ended");
-        self.manager.db.end_job(job.id, state, note, Timestamp::now()).await?;
+        let now = Timestamp::now();
+        self.manager.db.end_job(job.id, state, note, now).await?;
+        self.trace(job, state, (now, note));
         let clusters: Vec<i64> = serde_json::from_str(&job.clusters).unwrap_or_default();
         for cluster in clusters {
             for scheduler in self.schedulers(cluster).await? {
@@ -376,6 +379,18 @@ impl CarryOn {
             }
         }
         Ok(())
+    }
+
+    /// The job as one span, from its row to its end, whoever has driven it meanwhile.
+    fn trace(&self, job: &job::Model, state: JobState, (now, note): (Timestamp, &str)) {
+        let took = Duration::from_millis(u64::try_from(now.0 - job.created_at).unwrap_or(0));
+        let began = Instant::now().checked_sub(took);
+        let (Some(span), Some(began)) = (self.manager.spans.own_root(), began) else { return };
+        self.manager.spans.write(span.at(began), took, || {
+            let manifest = job.manifest.clone().unwrap_or_default();
+            let about = About::new("preheat").text("d7y.job", job.id).text("d7y.manifest", manifest);
+            about.error((state != JobState::Success).then_some(note))
+        });
     }
 
     async fn note(&self, job: i64, driver: &mut Driver, note: &str) -> Result<(), DbError> {

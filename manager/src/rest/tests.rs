@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
-use d7y_chassis::Secret;
+use d7y_chassis::{Secret, Spans};
 use d7y_manager_db::{Database, NewToken, Timestamp, UserRole, Vault};
 use d7y_origin::{Origin, OriginConfig};
 use http::{Method, Request, StatusCode, header};
@@ -37,6 +37,7 @@ impl Api {
             origin: Origin::new(OriginConfig::default()).unwrap(),
             settings,
             metrics: Metrics::default(),
+            spans: Spans::default(),
             new_job: Notify::new(),
         };
         Self { manager: Arc::new(manager), _directory: directory }

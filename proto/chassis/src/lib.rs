@@ -14,8 +14,11 @@ pub mod obstacle;
 pub mod recent;
 pub mod reload;
 pub mod shutdown;
+pub mod spans;
 pub mod tasks;
 pub mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use config::{ByteSize, ConfigError, Fault, HumanDuration, Secret, Validate};
 pub use daemon::{Action, Daemon, DaemonConfig, DaemonName, Shorthand};
@@ -25,5 +28,6 @@ pub use notify::Notifier;
 pub use obstacle::Obstacle;
 pub use reload::Reloads;
 pub use shutdown::{DrainGuard, Shutdown, ShutdownConfig};
+pub use spans::{Spans, TracingConfig};
 pub use tasks::{OnEnd, TaskFailure, Tasks};
 pub use telemetry::LogConfig;

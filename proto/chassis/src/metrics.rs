@@ -97,6 +97,13 @@ impl Registry {
     pub fn described(&self) -> &[Described] {
         &self.described
     }
+
+    /// All samples, as `/metrics` shows them.
+    pub fn text(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.metrics)?;
+        Ok(text)
+    }
 }
 
 /// A registry whose names start with the daemon's (`d7y_peer_`), with the `build` info metric in it.
@@ -217,10 +224,9 @@ impl Server {
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
-        let mut body = String::new();
-        if encode(&mut body, &self.registry.metrics).is_err() {
+        let Ok(body) = self.registry.text() else {
             return text(StatusCode::INTERNAL_SERVER_ERROR, "a metric could not be encoded\n");
-        }
+        };
         let mut response = text(StatusCode::OK, body);
         response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(OPENMETRICS));
         response

@@ -3,6 +3,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use d7y_chassis::spans::{About, Spans};
 use d7y_fuse::{Errno, ReadReply};
 use d7y_peer_client::{ClientError, LocalClient};
 use d7y_proto::local::{RangePresent, Reason, Source as Giver};
@@ -84,6 +85,7 @@ pub struct Reader {
     pub starts: Arc<Starts>,
     pub failures: Failures,
     pub ids: Ids,
+    pub spans: Spans,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -160,16 +162,19 @@ impl Reader {
             self.metrics.read(ReadResult::Failed);
             return reply.error(Errno::IO);
         }
-        let (began, caller) = (Instant::now(), Caller::new(self.ids.request()));
+        let (began, request) = (Instant::now(), self.ids.request());
+        let span = self.spans.root(|| request);
+        let caller = span.map_or_else(|| Caller::new(request), |span| span.caller());
         let mut miss =
             Miss { source, range, caller, deadline: began + self.deadline, given_by: GivenBy::default() };
         let result = self.fetch(&mut miss).await;
         let (took, failed) = (began.elapsed(), result.is_err());
         let GivenBy { source: giver, parent } = miss.given_by;
-        let wait = Wait { request: caller.request, layer, range, began, took, source: giver, parent, failed };
+        let wait = Wait { request, layer, range, began, took, source: giver, parent, failed };
         self.metrics.missed(source_name(giver), took);
         self.starts.waited(&wait);
         log(&wait, result.as_ref().err());
+        self.spans.end(span, || about(&wait, result.as_ref().err()));
         match result {
             Ok(readable) => {
                 self.metrics.read(ReadResult::Miss);
@@ -234,6 +239,16 @@ impl Reader {
     fn touch(&self, source: &Source, device: &Device, range: ByteRange) {
         self.recorder.touch(source.slot.layer.digest, device.chunks_in(range));
     }
+}
+
+fn about(wait: &Wait, error: Option<&ReadError>) -> About {
+    About::new("read")
+        .text("d7y.layer", wait.layer)
+        .number("d7y.offset", wait.range.offset)
+        .number("d7y.bytes", wait.range.length)
+        .text("d7y.source", source_name(wait.source))
+        .text("d7y.parent", &wait.parent)
+        .error(error)
 }
 
 fn log(wait: &Wait, error: Option<&ReadError>) {

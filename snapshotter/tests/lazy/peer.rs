@@ -34,6 +34,8 @@ pub struct FakePeer {
     pub ranges: watch::Sender<u64>,
     pub pinned: watch::Sender<BTreeSet<Sha256Digest>>,
     pub parked: watch::Sender<u64>,
+    /// Request id and span of every range asked for.
+    pub callers: Mutex<Vec<(u64, u64)>>,
     pub traces: Mutex<Vec<RecordTrace>>,
     /// Whether the cluster knows how each image is used.
     pub has_trace: AtomicBool,
@@ -67,6 +69,7 @@ impl FakePeer {
             ranges: watch::Sender::new(0),
             pinned: watch::Sender::default(),
             parked: watch::Sender::new(0),
+            callers: Mutex::default(),
             traces: Mutex::default(),
             has_trace: AtomicBool::default(),
             descriptors: Mutex::default(),
@@ -124,6 +127,7 @@ impl FakePeer {
     }
 
     async fn ensure(&self, wanted: EnsureRange) -> Answer {
+        self.callers.lock().push((wanted.request_id, wanted.span_id));
         self.ranges.send_modify(|ranges| *ranges += 1);
         let mut hold = self.hold.subscribe();
         hold.wait_for(|hold| !hold).await.unwrap();

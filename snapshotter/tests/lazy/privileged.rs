@@ -1,6 +1,7 @@
 mod direct;
 mod kept;
 mod swept;
+mod traced;
 
 use std::collections::BTreeSet;
 use std::fs;
