@@ -49,6 +49,7 @@ pub struct Metrics {
     pub damaged_chunks: Counter,
     pub layers_opened: Family<ByOutcome, Counter>,
     pub store_full: Counter,
+    pub evicted_layers: Counter,
     pub origin_refills: Counter,
     pub origin_requests: Family<ByHost, Counter>,
     pub origin_bytes: Family<ByHost, Counter>,
@@ -139,6 +140,11 @@ impl Metrics {
 
     fn register_disk(&self, registry: &mut Registry) {
         registry.register(
+            "evicted_layers",
+            "Layers removed from the store to make room for others",
+            self.evicted_layers.clone(),
+        );
+        registry.register(
             "reused_bytes",
             "Bytes of frames that were not fetched: another layer of this node has the same chunks",
             self.reused_bytes.clone(),
@@ -153,6 +159,7 @@ impl Metrics {
     pub fn kept(&self, usage: &Usage) {
         self.store_bytes.set(usage.kept_bytes);
         self.store_limit_bytes.set(usage.limit_bytes);
+        self.evicted_layers.inner().store(usage.evicted_layers, Ordering::Relaxed);
         self.reused_bytes.inner().store(usage.reused_bytes, Ordering::Relaxed);
         self.damaged_chunks.inner().store(usage.damaged_chunks, Ordering::Relaxed);
     }

@@ -27,6 +27,10 @@ pub struct ImageLayerView {
     /// `sha256:...`
     pub digest: String,
     pub mounted: bool,
+    /// What the kernel asked of it through FUSE since the snapshotter started, in bytes. Neither the page cache nor a
+    /// direct mount asks.
+    #[serde(default)]
+    pub read_bytes: u64,
 }
 
 /// An image is known by its topmost layer; layers below may be shared, and keep the name of whoever brought them first.
@@ -45,7 +49,8 @@ pub fn view(store: &Store, layers: &Layers) -> Vec<ImageView> {
             images.entry(image).or_insert_with(Vec::new).push(row.name.clone());
         }
     }
-    images.into_iter().filter_map(|(top, containers)| image(store, &top, containers, &mounted)).collect()
+    let shown = Shown { store, layers, mounted };
+    images.into_iter().filter_map(|(top, containers)| shown.image(&top, containers)).collect()
 }
 
 fn topmost_remote(store: &Store, name: &str) -> Option<String> {
@@ -53,22 +58,27 @@ fn topmost_remote(store: &Store, name: &str) -> Option<String> {
     chain.iter().find(|row| row.remote.is_some()).map(|row| row.name.clone())
 }
 
-fn image(
-    store: &Store,
-    top: &str,
-    containers: Vec<String>,
-    mounted: &HashSet<Sha256Digest>,
-) -> Option<ImageView> {
-    let chain = store.chain(top).ok()?;
-    let remote = chain.first()?.remote.as_ref()?;
-    let layer = |row: &Snapshot| {
+struct Shown<'a> {
+    store: &'a Store,
+    layers: &'a Layers,
+    mounted: HashSet<Sha256Digest>,
+}
+
+impl Shown<'_> {
+    fn image(&self, top: &str, containers: Vec<String>) -> Option<ImageView> {
+        let chain = self.store.chain(top).ok()?;
+        let remote = chain.first()?.remote.as_ref()?;
+        Some(ImageView {
+            reference: remote.reference.clone(),
+            manifest: remote.manifest.to_string(),
+            containers,
+            layers: chain.iter().rev().filter_map(|row| self.layer(row)).collect(),
+        })
+    }
+
+    fn layer(&self, row: &Snapshot) -> Option<ImageLayerView> {
         let digest = row.remote.as_ref()?.layer.digest;
-        Some(ImageLayerView { digest: digest.to_string(), mounted: mounted.contains(&digest) })
-    };
-    Some(ImageView {
-        reference: remote.reference.clone(),
-        manifest: remote.manifest.to_string(),
-        containers,
-        layers: chain.iter().rev().filter_map(|row| layer(row)).collect(),
-    })
+        let (mounted, read_bytes) = (self.mounted.contains(&digest), self.layers.read_bytes(digest));
+        Some(ImageLayerView { digest: digest.to_string(), mounted, read_bytes })
+    }
 }

@@ -10,8 +10,13 @@ use d7y_chassis::{Daemon, DaemonName, Shutdown, Spans, Tasks, metrics};
 use d7y_types::Ids;
 use tokio::net::TcpListener;
 
-const DAEMON: Daemon =
-    Daemon { name: DaemonName::new("d7y-test"), about: "A test", version: "1", shorthands: &[] };
+const DAEMON: Daemon = Daemon {
+    name: DaemonName::new("d7y-test"),
+    about: "A test",
+    version: "1",
+    shorthands: &[],
+    actions: &[],
+};
 /// Far above what any of these tests needs.
 const PATIENCE: Duration = Duration::from_secs(60);
 

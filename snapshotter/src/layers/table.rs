@@ -476,6 +476,11 @@ impl Layers {
         device.and_then(|device| device.stored_bytes().ok()).unwrap_or(0)
     }
 
+    /// What the kernel asked of the layer through FUSE since the layer is known here, in bytes.
+    pub fn read_bytes(&self, layer: Sha256Digest) -> u64 {
+        self.slots.lock().get(&layer).map_or(0, |slot| slot.read_bytes())
+    }
+
     /// The names of the files that lie at offsets of a layer's device, as far as the layer is mounted. Blocks.
     pub fn files_at(&self, layer: Sha256Digest, offsets: &[u64]) -> HashMap<u64, String> {
         let entries: Vec<_> =

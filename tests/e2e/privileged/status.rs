@@ -45,6 +45,8 @@ fn status_shows_images_sources_and_faults() -> Result<()> {
         let layers = image["layers"].as_array().context("no layers")?;
         ensure!(layers.len() == data.image.layers.len(), "{status}");
         ensure!(layers.iter().all(|layer| layer["mounted"] == true), "{status}");
+        let read: u64 = layers.iter().filter_map(|layer| layer["readBytes"].as_u64()).sum();
+        ensure!(read >= 8 * (512 << 10), "{read} bytes were read: {status}");
         let from = |name: &str| layers.iter().filter_map(|layer| layer["peer"][name].as_u64()).sum::<u64>();
         let (origin, peers) = (from("originBytes"), from("seedBytes") + from("nodeBytes"));
         ensure!(
@@ -55,7 +57,7 @@ fn status_shows_images_sources_and_faults() -> Result<()> {
 
         let text = d7y(lab, &node, &["image", "status", "/app:"])?;
         let text = String::from_utf8(text.stdout)?;
-        for part in ["100 % of its data is here", "FROM SEEDS", "yes"] {
+        for part in ["100 % of its data is here", "READ", "FROM SEEDS", "yes"] {
             ensure!(text.contains(part), "{part:?} is not in\n{text}");
         }
         let unknown = d7y(lab, &node, &["image", "status", "no-such-image"])?;

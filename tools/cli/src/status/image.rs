@@ -22,6 +22,8 @@ pub struct Status {
 pub struct LayerStatus {
     pub digest: String,
     pub mounted: bool,
+    /// What the kernel asked of it since the snapshotter started.
+    pub read_bytes: u64,
     /// Nothing of a layer is known until its index is here.
     pub peer: Option<LayerView>,
 }
@@ -54,6 +56,7 @@ impl Status {
             .map(|layer| LayerStatus {
                 digest: layer.digest.clone(),
                 mounted: layer.mounted,
+                read_bytes: layer.read_bytes,
                 peer: peer.layers.iter().find(|known| known.digest == layer.digest).cloned(),
             })
             .collect();
@@ -72,6 +75,7 @@ impl Status {
             "SIZE",
             "PRESENT",
             "MOUNTED",
+            "READ",
             "FROM ORIGIN",
             "FROM SEEDS",
             "FROM NODES",
@@ -87,6 +91,7 @@ impl Status {
                 bytes(|layer| layer.device_bytes),
                 known.map_or_else(|| "no index".to_owned(), |layer| percent(share(layer))),
                 mounted,
+                amount(layer.read_bytes),
                 bytes(|layer| layer.origin_bytes),
                 bytes(|layer| layer.seed_bytes),
                 bytes(|layer| layer.node_bytes),
@@ -98,8 +103,9 @@ impl Status {
             some => some.join(", "),
         };
         format!(
-            "{}\n{}\n{} of its data is here; containers: {containers}\n\n{}\nFROM counts transferred bytes since the peer \
-             started; REUSED those that other layers of this node had.\n",
+            "{}\n{}\n{} of its data is here; containers: {containers}\n\n{}\nREAD counts what the kernel asked for since \
+             the snapshotter started: not what the page cache or a direct mount answered.\nFROM counts transferred bytes \
+             since the peer started; REUSED those that other layers of this node had.\n",
             self.reference,
             self.manifest,
             percent(self.present),

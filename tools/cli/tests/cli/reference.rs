@@ -28,6 +28,9 @@ fn the_dashboard_shows_only_metrics_that_exist() {
     let used: HashSet<&str> =
         dashboard.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(named).collect();
     assert!(used.len() >= 20, "{used:?}");
+    for daemon in ["d7y_peer_", "d7y_snapshotter_", "d7y_scheduler_", "d7y_manager_"] {
+        assert!(used.iter().any(|metric| metric.starts_with(daemon)), "nothing of {daemon} is shown");
+    }
     for metric in used {
         let base = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| metric.strip_suffix(suffix));
         let exists = known.contains(metric) || base.is_some_and(|base| known.contains(base));
