@@ -140,13 +140,7 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
     control.begin(&tasks, Preheater::new(config.role, &layers, &news), fetcher);
     supervise(&tasks, "layer watch", layers.clone().watch());
     supervise(&tasks, "store watch", watch(store, origin, peer_metrics.clone(), health.clone()));
-    let uploads = Uploads {
-        peer_id: peer_id.clone(),
-        layers: layers.clone(),
-        news,
-        tasks: tasks.clone(),
-        spans: spans.clone(),
-    };
+    let uploads = uploads(&peer_id, &layers, news, &spans);
     let stop = tasks.shutdown().stopping();
     supervise(
         &tasks,
@@ -159,6 +153,11 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
     // Last: who asks whether the peer is healthy wants to use it.
     metrics::serve_views(&tasks, observability, Arc::new(registry), health, views);
     Ok(running)
+}
+
+fn uploads(peer_id: &Arc<str>, layers: &Arc<Layers>, news: Arc<News>, spans: &Spans) -> Uploads {
+    let (peer_id, tasks) = (peer_id.clone(), layers.tasks.clone());
+    Uploads { peer_id, layers: layers.clone(), news, tasks, spans: spans.clone() }
 }
 
 /// Where it is told what the peer does.
