@@ -14,7 +14,8 @@ use crate::tls::CaFileError;
 #[derive(Debug, Clone, PartialEq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct OriginConfig {
-    /// Registries that need more than the defaults. Others are reached over HTTPS, loopback ones over HTTP.
+    /// Registries that need more than the defaults. Others are reached over HTTPS, loopback ones over HTTP. List those
+    /// whose names have a port other than 5000, on nodes and on seeds: containerd keeps names without their ports.
     pub registries: Vec<RegistryConfig>,
     /// File with registry credentials in the format of `docker login`. Default: `$DOCKER_CONFIG/config.json`, else
     /// `~/.docker/config.json`. Read again each time that credentials are needed; a missing file means none.

@@ -49,7 +49,10 @@ pub enum OriginError {
     TooLong { host: String, expected: u64 },
     #[error("{host} kept us waiting too long for {wait}; check its load and the network, or raise timeouts.{}", .wait.key())]
     Timeout { host: String, wait: Wait },
-    #[error("{host} cannot be reached; check the name, the network and the registry's port")]
+    #[error(
+        "{host} cannot be reached; check the name, the network and the registry's port (a port other than the scheme's \
+         or 5000 has to be told to nodes and seeds: `host: name:port` under origin.registries)"
+    )]
     Connect {
         host: String,
         #[source]

@@ -157,6 +157,6 @@ impl Origin {
     fn route(&self, registry: &str, repository: &str) -> Result<Route, OriginError> {
         check_repository(repository)?;
         let patience = Patience::new(self.retry.clone(), self.fetcher.transport.timeouts.no_progress);
-        Ok(Route::new(self.registries.endpoints(registry)?, patience))
+        Ok(Route::new(self.registries.endpoints(registry)?, self.registries.elsewhere(registry), patience))
     }
 }

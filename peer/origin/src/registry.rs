@@ -16,6 +16,9 @@ const MAX_REPOSITORY_BYTES: usize = 255;
 const HUB: &str = "docker.io";
 const HUB_ENDPOINT: &str = "registry-1.docker.io";
 
+/// Where a registry listens that has no name of its own (the registry image, docker-registry).
+const USUAL_PORT: u16 = 5000;
+
 /// One place to ask for the blobs of a registry: itself or a mirror of it.
 #[derive(Debug, Clone)]
 pub(crate) struct Endpoint {
@@ -97,6 +100,20 @@ impl Registries {
         };
         let all = names.into_iter().flat_map(|name| self.with_mirrors(name));
         all.collect::<Option<_>>().ok_or_else(|| OriginError::Name(clip(registry)))
+    }
+
+    /// The same registry at [`USUAL_PORT`], for a name whose port containerd may have left out. What is read is checked
+    /// by digest wherever it comes from, and credentials are those of that very host and port.
+    pub fn elsewhere(&self, registry: &str) -> Option<Endpoint> {
+        let name = registry.to_ascii_lowercase();
+        let prefix = format!("{name}:");
+        let is_configured = self.configured.keys().any(|host| *host == name || host.starts_with(&prefix));
+        let says_port = parse_host(&name, Scheme::Https)?.port().is_some();
+        if is_configured || says_port || name == HUB {
+            None
+        } else {
+            self.endpoint(&format!("{name}:{USUAL_PORT}"), None)
+        }
     }
 
     fn with_mirrors<'a>(&'a self, name: &'a str) -> impl Iterator<Item = Option<Endpoint>> + 'a {
@@ -240,6 +257,28 @@ mod tests {
                 expected.map(|urls| urls.iter().map(|url| url.to_string()).collect()),
                 "{name:?}"
             );
+        }
+    }
+
+    #[test]
+    fn the_port_that_a_name_may_have_lost() {
+        let config = OriginConfig {
+            registries: vec![RegistryConfig::new("known.example:444"), RegistryConfig::new("plain.example")],
+            ..OriginConfig::default()
+        };
+        let registries = Registries::new(&config).unwrap();
+        for (name, expected) in [
+            ("registry.example", Some("https://registry.example:5000/")),
+            ("localhost", Some("http://localhost:5000/")),
+            ("[::1]", Some("http://[::1]:5000/")),
+            ("localhost:5001", None),
+            ("known.example", None),
+            ("plain.example", None),
+            ("docker.io", None),
+            ("user@host", None),
+        ] {
+            let url = registries.elsewhere(name).map(|endpoint| endpoint.base.to_string());
+            assert_eq!(url.as_deref(), expected, "{name}");
         }
     }
 
