@@ -325,7 +325,7 @@ impl Directory {
 
     /// Keeps the session up for as long as the peer runs.
     pub async fn run(self: Arc<Self>, fetcher: Fetcher) {
-        let (mut delay, mut taken) = (RECONNECT_FIRST, false);
+        let (mut delay, mut taken, mut told) = (RECONNECT_FIRST, false, false);
         for attempt in 0.. {
             let scheduler = self.scheduler(attempt).await;
             let began = tokio::time::Instant::now();
@@ -335,12 +335,18 @@ impl Directory {
                     taken = true;
                     tracing::error!(scheduler, error, "the scheduler refuses this peer");
                 }
+                // The loss of a session is told below.
+                Err(SessionError::Lost(error)) if !told && !self.connected.load(Ordering::Relaxed) => {
+                    told = true;
+                    tracing::warn!(scheduler, error, "the scheduler cannot be reached; going on without it");
+                }
                 Err(SessionError::Taken(error) | SessionError::Lost(error)) => {
                     tracing::debug!(scheduler, error, "no scheduler session");
                 }
             }
             self.said.lock().session = None;
             if self.connected.swap(false, Ordering::Relaxed) {
+                told = true;
                 tracing::warn!(scheduler, "lost the scheduler; going on with what is known");
             }
             self.metrics.scheduler_connected.set(0);

@@ -226,9 +226,13 @@ impl Layers {
             match self.ask(&plan, layer, reporter, &mut patience).await {
                 Ok(ready) => return Ok(ready),
                 Err(failure) => match failure.code {
-                    // What the other's credentials do not open, this node's own may; and when those who have the index
-                    // signed it with keys of their own, nobody else will ever be told to build one.
-                    FailureCode::Unauthorized | FailureCode::Untrusted => {
+                    // What the other's credentials do not open, this node's own may.
+                    FailureCode::Unauthorized => return self.ingest(layer, reporter).await,
+                    // When those who have the index signed it with keys of their own, nobody else will ever be told to
+                    // build one.
+                    FailureCode::Untrusted => {
+                        let error = &failure.message;
+                        tracing::warn!(layer = %layer.digest, error, "reading a layer again that other peers have");
                         return self.ingest(layer, reporter).await;
                     }
                     FailureCode::Corrupt | FailureCode::NotFound => return Err(failure),

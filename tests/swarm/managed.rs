@@ -62,6 +62,15 @@ fn any() -> SocketAddr {
 }
 
 async fn manager(directory: PathBuf, rest: SocketAddr, grpc: SocketAddr) -> Daemon {
+    manager_with(directory, rest, grpc, |_| ()).await
+}
+
+async fn manager_with(
+    directory: PathBuf,
+    rest: SocketAddr,
+    grpc: SocketAddr,
+    change: impl FnOnce(&mut d7y_manager::Config),
+) -> Daemon {
     let listen = |listen| d7y_manager::ListenConfig { listen };
     let mut config = d7y_manager::Config {
         rest: listen(rest),
@@ -74,6 +83,7 @@ async fn manager(directory: PathBuf, rest: SocketAddr, grpc: SocketAddr) -> Daem
     config.keep_alive.interval = HumanDuration::from_millis(500);
     config.discovery.refresh = HumanDuration::from_millis(100);
     config.origin.docker_config = Some("/nonexistent".into());
+    change(&mut config);
     let tasks = Tasks::new(Shutdown::new(config.shutdown.clone()));
     Daemon::run(async move {
         let running = d7y_manager::start(config, &tasks).await.expect("the manager starts");
@@ -387,4 +397,19 @@ async fn a_job_is_placed_over_all_schedulers_of_the_cluster() {
     let job = site.preheat(&name, "all-peers").await;
     let ended = site.wait_for_job(job).await;
     assert_eq!((ended["state"].as_str(), on(&ended)), (Some("SUCCESS"), 2), "{ended}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_came_before_the_scheduler_hears_of_it_soon() {
+    let directory = tempfile::tempdir().unwrap();
+    let seldom = |config: &mut d7y_manager::Config| config.discovery.refresh = HumanDuration::from_secs(600);
+    let manager = manager_with(directory.path().to_owned(), any(), any(), seldom).await;
+    let address = at(manager.addresses[1]);
+    let managed = move |config: &mut Config| (config.standalone, config.manager) = (false, address);
+    let cluster = Cluster::new();
+    let peer = cluster.start_with("early", &[], managed).await;
+    // It has asked by then; should it not have, the test shows nothing, and fails nobody.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let _scheduler = scheduler(manager.addresses[1], any()).await;
+    peer.wait_for_scheduler().await;
 }

@@ -51,10 +51,17 @@ pub async fn discover(asking: Asking, known: watch::Sender<Discovered>) {
                 if std::mem::take(&mut lost) {
                     tracing::info!(manager = asking.config.address, "the manager answers again");
                 }
-                backoff.reset();
                 let refresh = Duration::from_millis(u64::from(answer.refresh_ms)).max(LEAST_REFRESH);
                 learn(asking.file.as_deref(), &known, answer);
-                refresh
+                let is_alone = known.borrow().schedulers.is_empty();
+                match is_alone {
+                    // When all starts at once, the scheduler may join the manager just after this peer has asked.
+                    true => refresh.min(backoff.next()),
+                    false => {
+                        backoff.reset();
+                        refresh
+                    }
+                }
             }
             Err(why) => {
                 if !std::mem::replace(&mut lost, true) {
