@@ -3,6 +3,7 @@ use std::sync::LazyLock;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt, reload};
@@ -36,11 +37,23 @@ impl Default for LogConfig {
 
 impl Validate for LogConfig {
     fn validate(&self) -> Vec<Fault> {
-        match EnvFilter::builder().parse(&self.level) {
-            Ok(_) => Vec::new(),
-            Err(error) => vec![Fault::new("level", format!("{:?} is not a log filter: {error}", self.level))],
+        if let Err(error) = EnvFilter::builder().parse(&self.level) {
+            return vec![Fault::new("level", format!("{:?} is not a log filter: {error}", self.level))];
         }
+        // The filter takes such a word for a module, and then logs nothing else.
+        let stray = bare_words(&self.level).find(|word| word.parse::<LevelFilter>().is_err());
+        let problem = |word| {
+            format!(
+                "{word:?} is not a level: off, error, warn, info, debug or trace; that of a module is MODULE=LEVEL"
+            )
+        };
+        stray.map(|word| Fault::new("level", problem(word))).into_iter().collect()
     }
+}
+
+/// The directives that name neither a module's level nor a span.
+fn bare_words(filter: &str) -> impl Iterator<Item = &str> {
+    filter.split(',').filter(|word| !word.is_empty() && !word.contains(['=', '[']))
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -91,4 +104,29 @@ fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
     let place = panic.location().map(ToString::to_string).unwrap_or_default();
     let message = tasks::panic_message(panic.payload());
     tracing::error!(task = tasks::current_name().as_deref(), place, "panic: {message}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_that_is_no_level_is_refused() {
+        let sound = [
+            "info",
+            "OFF",
+            "d7y_peer=debug,info",
+            "warn,d7y_store=trace",
+            "[read{id=2}]=debug",
+            "d7y_peer[read]",
+            "",
+        ];
+        let faulty = ["verbose", "info,verbose", "d7y_peer", "d7y_peer=verbose"];
+        for (levels, expected) in [(&sound[..], 0), (&faulty[..], 1)] {
+            for level in levels {
+                let config = LogConfig { level: (*level).to_owned(), ..LogConfig::default() };
+                assert_eq!(config.validate().len(), expected, "{level:?}");
+            }
+        }
+    }
 }

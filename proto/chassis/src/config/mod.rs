@@ -10,10 +10,12 @@ mod overlay;
 mod print;
 mod reference;
 mod reload;
+mod spelling;
 mod tree;
 mod values;
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -36,6 +38,8 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
+    #[error("there is no configuration file {}; one with {{}} in it is enough, and without --config the defaults hold", path.display())]
+    Missing { path: PathBuf },
     #[error("cannot read the configuration file {}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
     #[error("{} is larger than {MAX_FILE_BYTES} bytes and cannot be a configuration file", path.display())]
@@ -63,7 +67,7 @@ impl<T: Serialize> Loaded<T> {
 /// Reads, merges and validates a daemon's configuration.
 pub fn load<T>(name: DaemonName, args: &DaemonArgs) -> Result<Loaded<T>, ConfigError>
 where
-    T: DeserializeOwned + Default + Validate,
+    T: Serialize + DeserializeOwned + Default + Validate,
 {
     let environment = overlay::utf8(name, std::env::vars_os()).map_err(ConfigError::Faults)?;
     load_from(name, args, environment)
@@ -107,7 +111,7 @@ pub fn load_from<T>(
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Loaded<T>, ConfigError>
 where
-    T: DeserializeOwned + Default + Validate,
+    T: Serialize + DeserializeOwned + Default + Validate,
 {
     load_layers(name, args, environment, &Managed::new())
 }
@@ -119,7 +123,7 @@ fn load_layers<T>(
     managed: &Managed,
 ) -> Result<Loaded<T>, ConfigError>
 where
-    T: DeserializeOwned + Default + Validate,
+    T: Serialize + DeserializeOwned + Default + Validate,
 {
     let path = args.config.clone().unwrap_or_default();
     let tree = match read_file(args)?.filter(|text| !is_blank(text)) {
@@ -135,9 +139,12 @@ where
     }
     let mut overrides = overlay::from_manager(managed);
     overrides.extend(tree.as_ref().map(|tree| overlay::from_file(&path, tree)).unwrap_or_default());
+    let defaults = serde_json::to_value(T::default()).unwrap_or_default();
+    let (environment, misspelt) = spelling::sort_out(name, &defaults, environment);
     overrides.extend(overlay::from_environment(name, environment));
     overrides.extend(args.overrides());
-    let Applied { value, origins, mut faults } = overlay::apply::<T>(overrides);
+    let Applied { value, origins, mut faults } = overlay::apply::<T>(overrides, &defaults);
+    faults.extend(misspelt);
     let config: T = serde_json::from_value(value)
         .map_err(|error| ConfigError::Faults(vec![Fault::new("configuration", error.to_string())]))?;
     faults.extend(config.validate().into_iter().map(|fault| origins.locate(fault)));
@@ -149,6 +156,7 @@ fn read_file(args: &DaemonArgs) -> Result<Option<String>, ConfigError> {
     match fs::metadata(&path) {
         Ok(meta) if meta.len() > MAX_FILE_BYTES => return Err(ConfigError::TooLarge { path }),
         Ok(_) => {}
+        Err(source) if source.kind() == ErrorKind::NotFound => return Err(ConfigError::Missing { path }),
         Err(source) => return Err(ConfigError::Read { path, source }),
     }
     fs::read_to_string(&path).map(Some).map_err(|source| ConfigError::Read { path, source })

@@ -141,7 +141,7 @@ pub(super) fn from_environment(
 }
 
 /// `MAX_BYTES` is `maxBytes`.
-fn camel_case(segment: &str) -> String {
+pub(super) fn camel_case(segment: &str) -> String {
     let mut words = segment.split('_').filter(|word| !word.is_empty()).map(str::to_ascii_lowercase);
     let mut key = words.next().unwrap_or_default();
     for word in words {
@@ -161,7 +161,7 @@ pub(super) struct Applied {
 
 /// Lays the values over each other in order. One that is refused alone is tried again together with the refused ones
 /// beside it, because some keys are only valid as a set.
-pub(super) fn apply<T: DeserializeOwned>(overrides: Vec<Override<'_>>) -> Applied {
+pub(super) fn apply<T: DeserializeOwned>(overrides: Vec<Override<'_>>, defaults: &Value) -> Applied {
     let empty = Value::Object(Map::new());
     let mut applied = Applied { value: empty, origins: Origins::default(), faults: Vec::new() };
     let mut refused: Vec<(Override<'_>, String)> = Vec::new();
@@ -181,7 +181,9 @@ pub(super) fn apply<T: DeserializeOwned>(overrides: Vec<Override<'_>>) -> Applie
         match together::<T>(&applied.value, &set) {
             Ok(changed) => applied.take(changed, set.iter().map(|(change, _)| change)),
             Err(_) => {
-                let fault = |(change, problem)| blame::<T>(&applied.value, &change, problem);
+                let fault = |(change, problem)| {
+                    blame::<T>(&applied.value, &change, advised(problem, &change, defaults))
+                };
                 let faults: Vec<_> = set.into_iter().map(fault).collect();
                 applied.faults.extend(faults);
             }
@@ -218,6 +220,17 @@ fn accept<T: DeserializeOwned>(value: &Value, change: &Override<'_>) -> Result<V
         Given::Text(text) => attempt(Value::String(text.clone())).map_err(|_: String| problem),
         Given::Yaml(_) => Err(problem),
     })
+}
+
+/// The problem, and how a list is written where one is wanted.
+fn advised(problem: String, change: &Override<'_>, defaults: &Value) -> String {
+    let wanted = change.path.iter().try_fold(defaults, |value, key| value.get(key));
+    match (wanted, reading(&change.given)) {
+        (Some(Value::Array(_)), Value::String(text)) => {
+            format!("{problem}; write a list: [{}]", Value::String(text))
+        }
+        _ => problem,
+    }
 }
 
 fn blame<T: DeserializeOwned>(value: &Value, change: &Override<'_>, problem: String) -> Fault {

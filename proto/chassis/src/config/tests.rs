@@ -119,6 +119,8 @@ fn overrides_take_the_type_of_their_key() {
             ("D7Y_TEST__TLS__CERT", "c.pem"),
             ("D7Y_TEST__TLS__KEY", "k: {pem"),
             ("D7Y_TESTING__LABEL", "another daemon's"),
+            ("D7Y_TEST_SERVICE_HOST", "of Kubernetes"),
+            ("D7Y_TEST_PORT_4000_TCP", "of Kubernetes"),
         ],
         flags: &[],
     })
@@ -135,11 +137,21 @@ fn faults_name_their_place_and_what_is_allowed() {
     let file = |file| Given { file, ..Given::default() };
     let environment = |environment| Given { environment, ..Given::default() };
     let flags = |flags| Given { flags, ..Given::default() };
-    let table: [(Given, &[&str]); 11] = [
+    let table: [(Given, &[&str]); 15] = [
         (file("store:\n  maxByte: 1\n"), &["config.yaml", "line 2", "column 3", "maxByte", "maxBytes"]),
         (file("store:\n  maxBytes: lots\n"), &["line 2", "lots", "64MiB"]),
         (file("store:\n  maxBytes: -1\n"), &["line 2", "64MiB"]),
-        (file("store:\n  interval: 5\n"), &["line 2"]),
+        (file("store:\n  interval: 5\n"), &["line 2", "a duration with its unit, such as 10s"]),
+        (file("store:\n  seeds: x:4000\n"), &["line 2", "write a list: [\"x:4000\"]"]),
+        (environment(&[("D7Y_TEST__STORE__SEEDS", "x:4000")]), &["write a list: [\"x:4000\"]"]),
+        (
+            environment(&[("D7Y_TEST__STORE__MAXBYTES", "1")]),
+            &["variable D7Y_TEST__STORE__MAXBYTES", "write D7Y_TEST__STORE__MAX_BYTES"],
+        ),
+        (
+            environment(&[("D7Y_TEST_STORE_MAX_BYTES", "1"), ("D7Y_TEST_LABEL", "x")]),
+            &["2 fault", "write D7Y_TEST__STORE__MAX_BYTES", "write D7Y_TEST__LABEL:"],
+        ),
         (file("store:\n  interval: \"5\"\n"), &["line 2", "unit", "30s"]),
         (file("label: a\nlabel: b\n"), &["line 2", "label"]),
         (file("store: [1\n"), &["line"]),
@@ -157,6 +169,16 @@ fn faults_name_their_place_and_what_is_allowed() {
             assert!(message.contains(part), "{message:?} lacks {part:?}");
         }
     }
+}
+
+#[test]
+fn a_missing_file_is_told_what_would_do() {
+    let args = DaemonArgs { config: Some("/nonexistent/peer.yaml".into()), ..DaemonArgs::default() };
+    let message = load_from::<Config>(NAME, &args, []).unwrap_err().to_string();
+    for part in ["there is no configuration file /nonexistent/peer.yaml", "{}"] {
+        assert!(message.contains(part), "{message:?} lacks {part:?}");
+    }
+    assert_eq!(load_given(Given { file: "{}\n", ..Given::default() }), Ok(Config::default()));
 }
 
 #[test]
