@@ -122,6 +122,7 @@ impl Validate for Config {
     fn validate(&self) -> Vec<Fault> {
         let mut faults: Vec<_> = self.log.validate().into_iter().map(|fault| fault.within("log")).collect();
         faults.extend(self.tracing.validate().into_iter().map(|fault| fault.within("tracing")));
+        faults.extend(origin_faults(&self.origin.faults()));
         let (least, most) = INTERVAL_LIMITS;
         let intervals =
             [("keepAlive.interval", self.keep_alive.interval), ("discovery.refresh", self.discovery.refresh)];
@@ -154,6 +155,11 @@ impl Validate for Config {
         }
         faults
     }
+}
+
+/// With their keys as the configuration has them.
+pub(crate) fn origin_faults(faults: &[d7y_origin::ConfigFault]) -> Vec<Fault> {
+    faults.iter().map(|fault| Fault::new(fault.key(), fault.problem()).within("origin")).collect()
 }
 
 impl DaemonConfig for Config {

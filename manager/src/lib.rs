@@ -20,7 +20,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::Context;
+use d7y_chassis::config::ConfigError;
 use d7y_chassis::listen::{self, BindError};
 use d7y_chassis::obstacle;
 use d7y_chassis::spans::{SpanCounts, Spans};
@@ -78,7 +78,8 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Running> {
     let manager = Arc::new(Manager {
         spans: Spans::start(&config.tracing, &DAEMON, &grpc_address.to_string(), counts, tasks)?,
         vault: secrets::vault(&config)?,
-        origin: Origin::new(config.origin.clone()).context("origin")?,
+        origin: Origin::new(config.origin.clone())
+            .map_err(|error| ConfigError::Faults(config::origin_faults(&error.0)))?,
         settings: Settings {
             interval: config.keep_alive.interval.get(),
             refresh: config.discovery.refresh.get(),

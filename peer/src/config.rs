@@ -1,4 +1,4 @@
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use d7y_chassis::TracingConfig;
@@ -176,7 +176,9 @@ impl Validate for Config {
         if self.standalone && self.manager.is_set() {
             faults.push(Fault::new("standalone", "a standalone peer has no manager; remove manager.address"));
         }
+        faults.extend(self.log.validate().into_iter().map(|fault| fault.within("log")));
         faults.extend(self.tracing.validate().into_iter().map(|fault| fault.within("tracing")));
+        faults.extend(origin_faults(&self.origin.faults()));
         faults.extend(self.manager.validate().into_iter().map(|fault| fault.within("manager")));
         let addresses = [
             ("scheduler.address", &self.scheduler.address),
@@ -187,6 +189,13 @@ impl Validate for Config {
             if !is_host_and_port(address) {
                 faults.push(Fault::new(key, format!("{address:?} is not of the form host:port")));
             }
+        }
+        if is_wildcard(&self.transfer.advertise) {
+            let problem = format!(
+                "other peers cannot connect to {:?}; write this host's own address or name, or leave it empty",
+                self.transfer.advertise
+            );
+            faults.push(Fault::new("transfer.advertise", problem));
         }
         let key = self.index_trust.signing_key.expose();
         if !key.is_empty() && IndexSigner::from_hex(key).is_err() {
@@ -206,6 +215,18 @@ impl Validate for Config {
         }
         faults
     }
+}
+
+/// With their keys as the configuration has them.
+pub(crate) fn origin_faults(faults: &[d7y_origin::ConfigFault]) -> Vec<Fault> {
+    faults.iter().map(|fault| Fault::new(fault.key(), fault.problem()).within("origin")).collect()
+}
+
+/// An address to listen on, not one to connect to.
+fn is_wildcard(address: &str) -> bool {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host.parse::<IpAddr>().is_ok_and(|host| host.is_unspecified()) || host == "*"
 }
 
 fn is_host_and_port(address: &str) -> bool {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use d7y_chassis::Reloads;
+use d7y_chassis::config::ConfigError;
 use d7y_chassis::daemon::{Daemon, DaemonName, Shorthand};
 use d7y_chassis::listen;
 use d7y_chassis::metrics::{self, Health};
@@ -20,7 +21,7 @@ use parking_lot::Mutex;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
-use crate::config::{Config, Role};
+use crate::config::{Config, Role, origin_faults};
 use crate::control::Control;
 use crate::fetch::{FetchContext, Fetcher};
 use crate::ingest::Ingester;
@@ -114,7 +115,7 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
     };
     let views = view::views(&config, &context, &directory);
     let (fetcher, fetch_loop) = Fetcher::new(context);
-    let origin = Arc::new(Origin::new(config.origin.clone()).context("origin")?);
+    let origin = Arc::new(open_origin(&config)?);
     let ingester = Ingester {
         origin: origin.clone(),
         store: store.clone(),
@@ -153,6 +154,11 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
     // Last: who asks whether the peer is healthy wants to use it.
     metrics::serve_views(&tasks, observability, Arc::new(registry), health, views);
     Ok(running)
+}
+
+/// What the check has not found yet, such as a file that has gone since, is a fault of the configuration too.
+fn open_origin(config: &Config) -> Result<Origin, ConfigError> {
+    Origin::new(config.origin.clone()).map_err(|error| ConfigError::Faults(origin_faults(&error.0)))
 }
 
 fn uploads(peer_id: &Arc<str>, layers: &Arc<Layers>, news: Arc<News>, spans: &Spans) -> Uploads {

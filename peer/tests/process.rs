@@ -132,6 +132,28 @@ fn every_obstacle_has_a_sentence_and_a_code() {
     fs::write(place.path("store/format"), "77\n").unwrap();
     check_refusal(place.peer(&[]), 65, &["\"77\"", "version 1", "move it away"]);
     check_refusal(place.peer(&["store.limit=7"]), 78, &["store.limit", "1MiB"]);
+    check_refusal(
+        place.peer(&["log.level=verbose"]),
+        78,
+        &["log.level", "\"verbose\" is not a level", "debug"],
+    );
+    for wildcard in ["0.0.0.0:4000", "[::]:4000"] {
+        let advertise = format!("transfer.advertise={wildcard}");
+        check_refusal(place.peer(&[&advertise]), 78, &["transfer.advertise", wildcard, "cannot connect"]);
+    }
+    let registries =
+        r#"origin.registries=[{host: "https://reg.example", mirrors: ["http://m:5000"], caFile: /nonexist}]"#;
+    let faults =
+        ["--set origin.registries", "https://reg.example", "http://m:5000", "/nonexist cannot be read"];
+    for arguments in [&[][..], &["--check-config"]] {
+        let mut peer = place.peer(&[registries]);
+        peer.args(arguments);
+        let (code, said) = refused(peer);
+        assert_eq!(code, Some(78), "{said}");
+        for part in faults {
+            assert!(said.contains(part), "{part:?} is not in {said:?}");
+        }
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::registry::registry_faults;
 use crate::tls::CaFileError;
 
 /// Where layers come from and how patiently they are asked for. All keys are optional: without any of them d7y pulls
@@ -164,28 +165,44 @@ pub struct ConfigError(pub Vec<ConfigFault>);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigFault {
-    #[error("registries: {0:?} is not a registry host; write host or host:port, without a scheme or a path")]
+    #[error("{0:?} is not a registry host; write host or host:port, without a scheme or a path")]
     Host(String),
-    #[error("registries: {0} has two entries; merge them")]
+    #[error("{0} has two entries; merge them")]
     Duplicate(String),
-    #[error("registries: the caFile of {host} cannot be used")]
+    #[error("the caFile of {host} cannot be used")]
     CaFile { host: String, source: CaFileError },
-    #[error("timeouts.{0} is zero; leave it out for the default")]
+    #[error("is zero; leave it out for the default")]
     ZeroTimeout(&'static str),
     #[error("the TLS library cannot be set up")]
     Tls(#[source] rustls::Error),
+}
+
+impl ConfigFault {
+    /// The key at fault, below the one that holds the [`OriginConfig`].
+    pub fn key(&self) -> &'static str {
+        match self {
+            Self::Host(_) | Self::Duplicate(_) | Self::CaFile { .. } | Self::Tls(_) => "registries",
+            Self::ZeroTimeout(key) => key,
+        }
+    }
+
+    /// What is wrong, with its causes.
+    pub fn problem(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text.push_str(&format!(": {error}"));
+            cause = error.source();
+        }
+        text
+    }
 }
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (at, fault) in self.0.iter().enumerate() {
             let separator = if at == 0 { "" } else { "; " };
-            write!(f, "{separator}{fault}")?;
-            let mut cause = fault.source();
-            while let Some(error) = cause {
-                write!(f, ": {error}")?;
-                cause = error.source();
-            }
+            write!(f, "{separator}{}: {}", fault.key(), fault.problem())?;
         }
         Ok(())
     }
@@ -193,15 +210,24 @@ impl fmt::Display for ConfigError {
 
 impl Error for ConfigError {}
 
+impl OriginConfig {
+    /// What is wrong with it, the files that it names included.
+    pub fn faults(&self) -> Vec<ConfigFault> {
+        let mut faults: Vec<_> = self.timeouts.faults().collect();
+        faults.extend(registry_faults(&self.registries));
+        faults
+    }
+}
+
 impl Timeouts {
-    pub(crate) fn faults(&self) -> impl Iterator<Item = ConfigFault> {
+    fn faults(&self) -> impl Iterator<Item = ConfigFault> {
         [
-            ("connect", self.connect),
-            ("response", self.response),
-            ("idle", self.idle),
-            ("noProgress", self.no_progress),
-            ("queue", self.queue),
-            ("credentialHelper", self.credential_helper),
+            ("timeouts.connect", self.connect),
+            ("timeouts.response", self.response),
+            ("timeouts.idle", self.idle),
+            ("timeouts.noProgress", self.no_progress),
+            ("timeouts.queue", self.queue),
+            ("timeouts.credentialHelper", self.credential_helper),
         ]
         .into_iter()
         .filter(|(_, value)| value.is_zero())
@@ -210,17 +236,32 @@ impl Timeouts {
 }
 
 mod human {
+    use std::fmt;
     use std::time::Duration;
 
-    use serde::{Deserialize, Deserializer, Serializer};
+    use serde::de::{Error, Visitor};
+    use serde::{Deserializer, Serializer};
 
     pub fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&humantime::format_duration(*value))
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        humantime::parse_duration(&text).map_err(serde::de::Error::custom)
+        deserializer.deserialize_str(DurationVisitor)
+    }
+
+    struct DurationVisitor;
+
+    impl Visitor<'_> for DurationVisitor {
+        type Value = Duration;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a duration with its unit, such as 10s")
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<Duration, E> {
+            humantime::parse_duration(text).map_err(E::custom)
+        }
     }
 }
 

@@ -47,15 +47,11 @@ impl Origin {
     /// # Errors
     /// All faults of the configuration together.
     pub fn new(config: OriginConfig) -> Result<Self, ConfigError> {
-        let mut faults: Vec<_> = config.timeouts.faults().collect();
-        let registries = match Registries::new(&config) {
-            Ok(registries) if faults.is_empty() => registries,
-            Ok(_) => return Err(ConfigError(faults)),
-            Err(more) => {
-                faults.extend(more);
-                return Err(ConfigError(faults));
-            }
-        };
+        let faults = config.faults();
+        if !faults.is_empty() {
+            return Err(ConfigError(faults));
+        }
+        let registries = Registries::new(&config).map_err(ConfigError)?;
         let helpers = Helpers::from_env(config.timeouts.credential_helper, &config.credential_helper_env);
         let store = CredentialStore::new(config.docker_config.or_else(default_docker_config), helpers);
         let slots = usize::try_from(config.max_connections_per_host.get()).expect("u32 fits in usize");

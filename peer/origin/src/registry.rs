@@ -60,8 +60,9 @@ pub(crate) struct Registries {
 }
 
 impl Registries {
+    /// Of a configuration without [`OriginConfig::faults`].
     pub fn new(config: &OriginConfig) -> Result<Self, Vec<ConfigFault>> {
-        let mut faults = host_faults(&config.registries);
+        let mut faults = Vec::new();
         let trust = Trust::system();
         let mut with_own_ca = HashMap::new();
         for registry in &config.registries {
@@ -71,16 +72,12 @@ impl Registries {
                 Err(fault) => faults.push(fault),
             }
         }
-        let default_client = match trust.client_config() {
-            Ok(tls) => http_client(tls, &config.timeouts),
-            Err(error) => {
-                faults.push(ConfigFault::Tls(error));
-                return Err(faults);
-            }
+        let default_client = trust.client_config().map(|tls| http_client(tls, &config.timeouts));
+        let default_client = match default_client {
+            Ok(client) if faults.is_empty() => client,
+            Ok(_) => return Err(faults),
+            Err(error) => return Err(vec![ConfigFault::Tls(error)]),
         };
-        if !faults.is_empty() {
-            return Err(faults);
-        }
         let configured =
             config.registries.iter().map(|entry| (entry.host.to_ascii_lowercase(), entry.clone())).collect();
         Ok(Self { configured, with_own_ca, default_client })
@@ -148,7 +145,8 @@ pub(crate) fn check_repository(repository: &str) -> Result<(), OriginError> {
     }
 }
 
-fn host_faults(registries: &[RegistryConfig]) -> Vec<ConfigFault> {
+/// Hosts that are none, two entries for one, and certificate files that cannot be used.
+pub(crate) fn registry_faults(registries: &[RegistryConfig]) -> Vec<ConfigFault> {
     let mut faults = Vec::new();
     let mut seen = std::collections::BTreeSet::new();
     for registry in registries {
@@ -160,6 +158,11 @@ fn host_faults(registries: &[RegistryConfig]) -> Vec<ConfigFault> {
         );
         if !seen.insert(registry.host.to_ascii_lowercase()) {
             faults.push(ConfigFault::Duplicate(registry.host.clone()));
+        }
+        if let Some(path) = &registry.ca_file
+            && let Err(source) = Trust::nobody().with_ca_file(path)
+        {
+            faults.push(ConfigFault::CaFile { host: registry.host.clone(), source });
         }
     }
     faults

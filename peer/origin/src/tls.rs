@@ -35,6 +35,10 @@ impl Trust {
         Self { roots: system_roots(), own: Vec::new() }
     }
 
+    pub fn nobody() -> Self {
+        Self { roots: RootCertStore::empty(), own: Vec::new() }
+    }
+
     /// The certificates at `path` besides.
     pub fn with_ca_file(&self, path: &Path) -> Result<Self, CaFileError> {
         let read = |source| CaFileError::Read { path: path.to_owned(), source };
