@@ -1,15 +1,22 @@
 use std::process::ExitCode;
 
-use d7y_fuse::process::{Protection, protect_from_reclaim};
+use d7y_fuse::process::{Protection, ReclaimProtection, protect_from_reclaim};
 
 fn main() -> ExitCode {
     let protection = protect_from_reclaim();
-    for (what, refused) in
+    d7y_snapshotter::DAEMON.main(|config, tasks| {
+        report(&protection);
+        d7y_snapshotter::start(config, tasks)
+    })
+}
+
+/// In the log, and not where somebody only asks for the version.
+fn report(protection: &ReclaimProtection) {
+    for (what, outcome) in
         [("PR_SET_IO_FLUSHER", &protection.io_flusher), ("oom_score_adj", &protection.oom_score)]
     {
-        if let Protection::Refused(error) = refused {
-            eprintln!("d7y-snapshotter: {what} is refused ({error}): reads may stall when memory is short");
+        if let Protection::Refused(error) = outcome {
+            tracing::warn!(%error, "{what} is refused: reads may stall when memory is short");
         }
     }
-    d7y_snapshotter::DAEMON.main(d7y_snapshotter::start)
 }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use crate::mount_table;
 pub use crate::mount_table::MountPoint;
-pub use crate::probe::probe_file_backed_erofs;
+pub use crate::probe::{FileBackedErofs, probe_file_backed_erofs};
 
 /// Read-ahead of mounts whose data is on this machine, in KiB: with it a sequential scan sends 1 MiB reads.
 pub const READ_AHEAD_KB: u32 = 1024;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use d7y_fuse::mounts::{self, MountError, MountPoint};
+use d7y_fuse::mounts::{self, FileBackedErofs, MountError, MountPoint};
 use d7y_fuse::{DeviceError, Filesystem, FuseDevice, MountOptions, Privileges, Session, Start};
 use d7y_peer_client::LocalClient;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -34,8 +34,8 @@ pub enum Driver {
 
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    #[error("this kernel does not mount EROFS from plain files; set driver to auto or fuse")]
-    NoErofs,
+    #[error("{0}; set driver to auto or fuse")]
+    NoErofs(String),
     #[error("cannot find out whether the kernel mounts EROFS from plain files")]
     Probe(#[source] io::Error),
     #[error(transparent)]
@@ -77,9 +77,12 @@ impl Connection {
         let driver = match choice {
             DriverChoice::Fuse => Driver::Fuse,
             DriverChoice::Auto | DriverChoice::Erofs => match probe(place.bootstraps()).await? {
-                true => Driver::Erofs,
-                false if choice == DriverChoice::Auto => Driver::Fuse,
-                false => return Err(SessionError::NoErofs),
+                FileBackedErofs::Mounts => Driver::Erofs,
+                FileBackedErofs::Refused(why) if choice == DriverChoice::Auto => {
+                    tracing::info!("{why}; FUSE serves all files");
+                    Driver::Fuse
+                }
+                FileBackedErofs::Refused(why) => return Err(SessionError::NoErofs(why)),
             },
         };
         Ok(Self { live: None, driver })
@@ -187,7 +190,7 @@ fn clear(place: &Place) -> Result<(), SessionError> {
     Ok(())
 }
 
-async fn probe(scratch: std::path::PathBuf) -> Result<bool, SessionError> {
+async fn probe(scratch: std::path::PathBuf) -> Result<FileBackedErofs, SessionError> {
     let probed = tokio::task::spawn_blocking(move || mounts::probe_file_backed_erofs(&scratch)).await;
     probed.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(SessionError::Probe)
 }

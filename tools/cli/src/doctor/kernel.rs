@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use d7y_fuse::mounts::{self, OverlayUpper};
+use d7y_fuse::mounts::{self, FileBackedErofs, OverlayUpper};
 use d7y_fuse::{FuseDevice, MountOptions, Privileges};
 use d7y_snapshotter::config::{Config, DriverChoice};
 
@@ -56,10 +56,11 @@ impl Drop for Scratch {
 
 fn erofs(driver: DriverChoice, scratch: &Scratch) -> Check {
     const NAME: &str = "kernel.erofs";
-    const MEND: &str = "modprobe erofs; needs a kernel with CONFIG_EROFS_FS_BACKED_BY_FILE (6.12 or newer)";
+    const MEND: &str = "modprobe erofs; needs a kernel with CONFIG_EROFS_FS_BACKED_BY_FILE (6.12 or newer), and a file system \
+         such as ext4 or xfs below";
     let problem = match mounts::probe_file_backed_erofs(scratch.0.path()) {
-        Ok(true) => return Check::ok(NAME, "an image was mounted from a plain file"),
-        Ok(false) => "the kernel mounts no EROFS image from a plain file".to_owned(),
+        Ok(FileBackedErofs::Mounts) => return Check::ok(NAME, "an image was mounted from a plain file"),
+        Ok(FileBackedErofs::Refused(why)) => why,
         Err(error) => format!("the probe failed: {error}"),
     };
     match driver {
