@@ -7,6 +7,7 @@ mod config_reference;
 mod containerd;
 mod doctor;
 mod http;
+mod image_name;
 mod login;
 mod manager;
 mod metrics_reference;

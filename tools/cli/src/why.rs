@@ -9,7 +9,13 @@ use bytesize::ByteSize;
 use d7y_snapshotter::why::{StartView, StepView, WaitView};
 
 use crate::http;
+use crate::image_name::Known;
 use crate::output::Output;
+
+/// Of the ids that nerdctl and the kubelet's containerd make.
+const ID_DIGITS: usize = 64;
+/// Fewer digits are more likely a part of a name.
+const MIN_ID_DIGITS: usize = 4;
 
 /// Why the last starts took as long as they did
 ///
@@ -17,7 +23,8 @@ use crate::output::Output;
 /// since it was started itself.
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// A container's name, or a part of an image's reference; without one the last start is shown
+    /// A container id (or its beginning) or name, or an image's name, a part of it, or its digest (or its beginning);
+    /// without one the last start is shown
     name: Option<String>,
     /// Every start that fits, not just the last
     #[arg(long)]
@@ -74,8 +81,18 @@ fn select(starts: Vec<StartView>, args: &Args) -> Result<Vec<StartView>> {
 }
 
 fn is_meant(start: &StartView, name: &str) -> bool {
-    let own = start.container.rsplit('/').next();
-    start.container == name || own == Some(name) || start.image.contains(name)
+    let own = start.container.rsplit('/').next().unwrap_or_default();
+    let image = Known { reference: &start.image, manifest: &start.manifest };
+    start.container == name || own == name || begins_id(own, name) || image.is_meant_by(name)
+}
+
+/// Whether `name` is the beginning of a container id, such as the 12 digits that `nerdctl ps` prints.
+fn begins_id(own: &str, name: &str) -> bool {
+    own.len() == ID_DIGITS && name.len() >= MIN_ID_DIGITS && own.starts_with(name) && is_hex(own)
+}
+
+fn is_hex(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn timeline(start: &StartView, now: SystemTime) -> String {
@@ -181,6 +198,18 @@ mod tests {
             let found = select(starts(), &args(name, all)).unwrap();
             let found: Vec<_> = found.iter().map(|start| start.container.as_str()).collect();
             assert_eq!(found, expected, "{name:?}");
+        }
+        let id = "5f3c".repeat(16);
+        let with_id = || {
+            let mut all = starts();
+            all[1].container = format!("default/6/{id}");
+            all
+        };
+        for (name, found) in
+            [(&id[..12], true), (&id, true), ("5f3d5f3c5f3c", false), ("f3c5f3c5f3c5", false)]
+        {
+            let found_one = select(with_id(), &args(Some(name), true)).is_ok();
+            assert_eq!(found_one, found, "{name:?}");
         }
         let unknown = select(starts(), &args(Some("db"), false)).unwrap_err().to_string();
         assert!(unknown.contains("default/9/web (registry.example/app:2)"), "{unknown}");

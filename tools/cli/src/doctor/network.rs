@@ -5,12 +5,14 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use d7y_origin::{Origin, Pong, PongAnswer};
+use d7y_peer::view::StatusView;
 use d7y_peer::{Config, Role};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::check::Check;
 use super::manager;
+use crate::http;
 
 /// How long anybody may take to answer.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -26,6 +28,8 @@ pub async fn check(config: &Config, more_registries: &[String]) -> Vec<Check> {
     let schedulers = configured.map_or(schedulers, |scheduler| vec![scheduler.clone()]);
     if config.standalone {
         checks.push(Check::ok("scheduler", "none: the peer is standalone"));
+    } else if schedulers.is_empty() && has_session(config).await {
+        checks.push(Check::ok("scheduler", "the running peer is connected to one"));
     } else if schedulers.is_empty() {
         let detail = "the peer is told of none: it asks the seeds that it knows, and else the origin";
         let mend =
@@ -43,6 +47,13 @@ pub async fn check(config: &Config, more_registries: &[String]) -> Vec<Check> {
     checks.extend(trust(config));
     checks.extend(registries(config, more_registries).await);
     checks
+}
+
+/// Flags and the manager may have told the running peer more than its configuration file does.
+async fn has_session(config: &Config) -> bool {
+    let Some(address) = config.observability.listen.first() else { return false };
+    let Ok(answer) = http::get(http::reachable(*address), "/status").await else { return false };
+    serde_json::from_str::<StatusView>(&answer.body).is_ok_and(|status| status.scheduler_connected)
 }
 
 /// `mend` is for a scheduler or a seed that is down: images start without it, but later or at the registry's cost.

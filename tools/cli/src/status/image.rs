@@ -4,6 +4,7 @@ use d7y_snapshotter::images::ImageView;
 use serde::Serialize;
 
 use super::table::{Table, amount, percent, short};
+use crate::image_name::Known;
 
 /// One image, each of its layers as far as the peer knows it.
 #[derive(Debug, Serialize)]
@@ -34,7 +35,10 @@ pub fn find<'a>(images: &'a [ImageView], name: &str) -> Result<&'a ImageView> {
     if let Some(exact) = exact {
         return Ok(exact);
     }
-    let meant: Vec<_> = images.iter().filter(|image| image.reference.contains(name)).collect();
+    let meant: Vec<_> = images
+        .iter()
+        .filter(|image| Known { reference: &image.reference, manifest: &image.manifest }.is_meant_by(name))
+        .collect();
     let names = |images: &[&ImageView]| {
         images.iter().map(|image| format!("\n  {} {}", image.reference, image.manifest)).collect::<String>()
     };
@@ -44,7 +48,7 @@ pub fn find<'a>(images: &'a [ImageView], name: &str) -> Result<&'a ImageView> {
         [] => {
             bail!("no lazy image is called {name:?}; these are:{}", names(&images.iter().collect::<Vec<_>>()))
         }
-        many => bail!("{name:?} is a part of several; take one of:{}", names(many)),
+        many => bail!("{name:?} may be several; take one, or the beginning of its digest:{}", names(many)),
     }
 }
 

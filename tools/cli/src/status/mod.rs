@@ -45,7 +45,7 @@ pub struct ImageArgs {
 enum ImageCommand {
     /// Show how much of each layer of an image is on this node, and who gave it
     Status {
-        /// The image's reference, a part of it, or its manifest's digest
+        /// The name that the image was pulled under, a part of it, or its manifest's digest or the beginning of that
         image: String,
         #[command(flatten)]
         common: CommonArgs,
