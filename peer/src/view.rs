@@ -17,6 +17,9 @@ pub struct StatusView {
     pub peer_id: String,
     pub role: Role,
     pub scheduler_connected: bool,
+    /// Works without a scheduler, by its configuration or by a flag.
+    #[serde(default)]
+    pub standalone: bool,
     pub store: StoreView,
     /// Peers with an open connection to fetch from.
     pub parents: Vec<ParentView>,
@@ -61,6 +64,7 @@ pub struct LayerView {
 struct Sources {
     peer_id: Arc<str>,
     role: Role,
+    standalone: bool,
     store_directory: String,
     directory: Arc<Directory>,
     store: Arc<Store>,
@@ -72,6 +76,7 @@ pub(crate) fn views(config: &Config, context: &FetchContext, directory: &Arc<Dir
     let sources = Sources {
         peer_id: context.peer_id.clone(),
         role: config.role,
+        standalone: config.standalone,
         store_directory: config.store.directory.display().to_string(),
         directory: directory.clone(),
         store: context.store.clone(),
@@ -109,6 +114,7 @@ fn status(sources: &Sources) -> StatusView {
         peer_id: sources.peer_id.to_string(),
         role: sources.role,
         scheduler_connected: sources.directory.is_connected(),
+        standalone: sources.standalone,
         store: StoreView {
             directory: sources.store_directory.clone(),
             kept_bytes: usage.kept_bytes,

@@ -28,13 +28,8 @@ pub async fn check(config: &Config, more_registries: &[String]) -> Vec<Check> {
     let schedulers = configured.map_or(schedulers, |scheduler| vec![scheduler.clone()]);
     if config.standalone {
         checks.push(Check::ok("scheduler", "none: the peer is standalone"));
-    } else if schedulers.is_empty() && has_session(config).await {
-        checks.push(Check::ok("scheduler", "the running peer is connected to one"));
     } else if schedulers.is_empty() {
-        let detail = "the peer is told of none: it asks the seeds that it knows, and else the origin";
-        let mend =
-            "set scheduler.address or manager.address in the peer's configuration, or standalone: true";
-        checks.push(Check::warning("scheduler", detail, mend));
+        checks.push(no_scheduler(running_peer(config).await));
     }
     for scheduler in &schedulers {
         let mend = format!("systemctl status d7y-scheduler on its host; open port {}", port(scheduler));
@@ -50,10 +45,23 @@ pub async fn check(config: &Config, more_registries: &[String]) -> Vec<Check> {
 }
 
 /// Flags and the manager may have told the running peer more than its configuration file does.
-async fn has_session(config: &Config) -> bool {
-    let Some(address) = config.observability.listen.first() else { return false };
-    let Ok(answer) = http::get(http::reachable(*address), "/status").await else { return false };
-    serde_json::from_str::<StatusView>(&answer.body).is_ok_and(|status| status.scheduler_connected)
+fn no_scheduler(running: Option<StatusView>) -> Check {
+    const NAME: &str = "scheduler";
+    match running {
+        Some(peer) if peer.scheduler_connected => Check::ok(NAME, "the running peer is connected to one"),
+        Some(peer) if peer.standalone => Check::ok(NAME, "none: the running peer is standalone"),
+        _ => Check::warning(
+            NAME,
+            "the peer is told of none: it asks the seeds that it knows, and else the origin",
+            "set scheduler.address or manager.address in the peer's configuration, or standalone: true",
+        ),
+    }
+}
+
+async fn running_peer(config: &Config) -> Option<StatusView> {
+    let address = http::reachable(*config.observability.listen.first()?);
+    let answer = http::get(address, "/status").await.ok()?;
+    serde_json::from_str(&answer.body).ok()
 }
 
 /// `mend` is for a scheduler or a seed that is down: images start without it, but later or at the registry's cost.

@@ -80,13 +80,37 @@ async fn the_manager_is_asked_where_the_cluster_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_of_the_running_peer_counts() {
+async fn what_the_running_peer_was_told_counts() {
+    let table = [
+        (Some("schedulerConnected"), "ok ", "the running peer is connected"),
+        (Some("standalone"), "ok ", "the running peer is standalone"),
+        (None, "warning ", "the peer is told of none"),
+    ];
+    for (told, state, said) in table {
+        let address = answering_peer(told).await;
+        let directory = tempfile::tempdir().unwrap();
+        let peer = directory.path().join("peer.yaml");
+        std::fs::write(&peer, format!("observability:\n  listen: [\"{address}\"]\n")).unwrap();
+        let args = ["doctor", "--peer", peer.to_str().unwrap(), "--containerd", "/no/such/containerd"];
+        let args = args.map(str::to_owned);
+        let ended = tokio::task::spawn_blocking(move || d7y(args)).await.unwrap();
+        let found = ended.stdout.lines().any(|line| line.starts_with(state) && line.contains(said));
+        assert!(found, "{said:?} is not in\n{}", ended.stdout);
+    }
+}
+
+/// Says the same to whatever it is asked, until the test ends.
+async fn answering_peer(told: Option<&str>) -> std::net::SocketAddr {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let status = r#"{"peerId":"a","role":"node","schedulerConnected":true,"parents":[],"layers":[],
-        "store":{"directory":"/s","keptBytes":0,"limitBytes":1,"evictedLayers":0}}"#;
+    let store = serde_json::json!({"directory": "/s", "keptBytes": 0, "limitBytes": 1, "evictedLayers": 0});
+    let status = serde_json::json!({
+        "peerId": "a", "role": "node", "schedulerConnected": told == Some("schedulerConnected"),
+        "standalone": told == Some("standalone"),
+        "store": store, "parents": [], "layers": [],
+    });
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut request = [0; 1024];
@@ -94,13 +118,5 @@ async fn a_session_of_the_running_peer_counts() {
             let _ = stream.write_all(format!("HTTP/1.0 200 OK\r\n\r\n{status}").as_bytes()).await;
         }
     });
-    let directory = tempfile::tempdir().unwrap();
-    let peer = directory.path().join("peer.yaml");
-    std::fs::write(&peer, format!("observability:\n  listen: [\"{address}\"]\n")).unwrap();
-    let args = ["doctor", "--peer", peer.to_str().unwrap(), "--containerd", "/no/such/containerd"];
-    let args = args.map(str::to_owned);
-    let ended = tokio::task::spawn_blocking(move || d7y(args)).await.unwrap();
-    let said = "the running peer is connected";
-    let well = ended.stdout.lines().any(|line| line.starts_with("ok ") && line.contains(said));
-    assert!(well, "{}", ended.stdout);
+    address
 }
