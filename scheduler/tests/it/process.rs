@@ -26,7 +26,7 @@ fn faults_are_told_before_anything_starts() {
     let table: [(&[&str], i32, &[&str]); 7] = [
         (&["--check-config"], 0, &["ok"]),
         (&["--check-config", "--config", file], 78, &["line 2", "listn", "listen"]),
-        (&["--config", "/nonexistent.yaml"], 78, &["/nonexistent.yaml", "No such file"]),
+        (&["--config", "/nonexistent.yaml"], 78, &["/nonexistent.yaml", "there is no configuration file"]),
         (
             &["--check-config", "--set", "heartbeat.interval=0s", "--set", "settle=5h"],
             78,
