@@ -448,7 +448,7 @@ impl Layers {
     /// Another peer wants what this one lacks: it is fetched where this one can, before the origin is read.
     async fn fill(&self, layer: &Arc<Layer>) -> End {
         self.confirmer.start(layer);
-        self.reuser.look(layer).await;
+        self.reuser.look_and_take(layer).await;
         self.fetcher.add_layer(layer.clone(), true).await;
         let count = || layer.readable().count() + layer.shareable().count();
         let (mut have, mut since) = (count(), Instant::now());

@@ -183,6 +183,7 @@ impl Preheater {
     async fn complete(&self, layer: &Arc<Layer>, teller: &Teller<'_>) -> Result<u64, Missing> {
         let mut arrivals = self.news.follow(layer.pack());
         self.recover(layer).await;
+        self.layers.reuser.look_and_take(layer).await;
         self.layers.fetcher.complete(layer.clone(), self.missing(layer)).await;
         let patience = self.layers.config.origin_fallback_after;
         let full_before = self.layers.metrics.store_full.get();

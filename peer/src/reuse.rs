@@ -48,13 +48,26 @@ impl Reuser {
         let us = began.elapsed().as_micros() as u64;
         tracing::debug!(layer = %layer.digest(), found, us, "looked for its chunks in other layers");
         if found > 0 && self.background {
-            let (this, layer) = (self.clone(), layer.clone());
-            let stopping = self.tasks.shutdown().stopping();
-            self.tasks.spawn("take chunks from other layers", OnEnd::Expected, async move {
-                stopping.run_until_cancelled(this.take_all(layer)).await;
-                Ok::<_, Infallible>(())
-            });
+            self.take_soon(layer);
         }
+    }
+
+    /// Looks, and takes all that there is, whatever the configuration says of the background: somebody wants the whole
+    /// layer here.
+    pub async fn look_and_take(&self, layer: &Arc<Layer>) {
+        self.look(layer).await;
+        if !self.background && !layer.with_twins().is_empty() {
+            self.take_soon(layer);
+        }
+    }
+
+    fn take_soon(&self, layer: &Arc<Layer>) {
+        let (this, layer) = (self.clone(), layer.clone());
+        let stopping = self.tasks.shutdown().stopping();
+        self.tasks.spawn("take chunks from other layers", OnEnd::Expected, async move {
+            stopping.run_until_cancelled(this.take_all(layer)).await;
+            Ok::<_, Infallible>(())
+        });
     }
 
     async fn take_all(self, layer: Arc<Layer>) {

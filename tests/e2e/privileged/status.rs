@@ -55,7 +55,7 @@ fn status_shows_images_sources_and_faults() -> Result<()> {
         );
         ensure!(status["peer"]["parents"].as_array().is_some_and(|parents| !parents.is_empty()), "{status}");
 
-        let text = d7y(lab, &node, &["image", "status", "/app:"])?;
+        let text = d7y(lab, &node, &["image", "status", "app"])?;
         let text = String::from_utf8(text.stdout)?;
         for part in ["100 % of its data is here", "READ", "FROM SEEDS", "yes"] {
             ensure!(text.contains(part), "{part:?} is not in\n{text}");
