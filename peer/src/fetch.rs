@@ -259,7 +259,7 @@ impl FetchLoop {
             Command::Complete { layer, missing } => {
                 let digest = layer.digest();
                 self.add_layer(layer, false);
-                self.planner.want(digest, missing, Lane::Background, Instant::now());
+                self.planner.want(digest, missing, Lane::Preheat, Instant::now());
             }
             Command::Connected { id, parent, client } => self.connected(id, parent, client),
             Command::Event { parent, event } => self.event(parent, event),
@@ -407,13 +407,13 @@ impl FetchLoop {
         let lane = match request.lane {
             Lane::Demand => d7y_transfer::Lane::Demand,
             Lane::Prefetch => d7y_transfer::Lane::Prefetch,
-            Lane::Background => d7y_transfer::Lane::Background,
+            Lane::Preheat | Lane::Background => d7y_transfer::Lane::Background,
         };
         let Some(entry) = self.layers.get(&request.layer) else { return };
         let (parent, pack) = (self.parents.get(&request.parent), entry.layer.pack());
         let asked = parent.is_some_and(|to| match request.lane {
             Lane::Demand => self.ask_for_readers(to, entry, &request.chunks),
-            Lane::Prefetch | Lane::Background => to.client.get(pack, lane, &request.chunks),
+            Lane::Prefetch | Lane::Preheat | Lane::Background => to.client.get(pack, lane, &request.chunks),
         });
         if !asked {
             self.lost(request.parent);

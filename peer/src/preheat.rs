@@ -1,7 +1,7 @@
 //! Whole layers on this peer's disk because the scheduler says so, before anybody reads them.
 //!
 //! One task takes the scheduler's orders; each job has a task of its own, which opens every layer as a reader would and
-//! wants what is missing in the background lane. How far it is goes to the scheduler, now and then and at the end. An
+//! wants what is missing in the preheat lane. How far it is goes to the scheduler, now and then and at the end. An
 //! order for a job that is under way is a question how far it is. Nothing is remembered over a restart: the scheduler
 //! gives its orders again, and what is on disk by then is done.
 
@@ -195,7 +195,9 @@ impl Preheater {
                 return Ok(total);
             }
             teller.tell(PreheatState::Fetching, (done, total), "");
-            if !self.layers.store.holds(layer) {
+            // What is being fetched is in use: others are evicted first.
+            let held = self.layers.store.layer(layer.digest());
+            if !held.is_some_and(|held| Arc::ptr_eq(&held, layer)) {
                 return Err(Missing::For("the layer was evicted from this peer's store".to_owned()));
             }
             if done > before {

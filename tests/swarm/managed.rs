@@ -8,7 +8,7 @@ use d7y_chassis::{HumanDuration, Secret, Shutdown, Tasks};
 use d7y_manager_client::ManagerConfig;
 use d7y_origin::testing::{FakeRegistry, Turn};
 use d7y_peer::{Config, Role};
-use d7y_types::LayerRef;
+use d7y_types::{ByteRange, LayerRef};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -296,6 +296,37 @@ async fn a_preheated_image_needs_nobody_any_more() {
     let failed = site.wait_for_job(again).await;
     assert_eq!(failed["state"], "FAILURE");
     assert!(failed["note"].as_str().unwrap().contains("cannot be reached"), "{}", failed["note"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preheat_ends_on_a_node_whose_readers_never_rest() {
+    let registry = FakeRegistry::start().await;
+    let (name, layers) = image(&registry);
+    let busy = TestLayer::random(400, 16 << 10);
+    let read = busy.push(&registry);
+    let site = Site::new().await;
+    let seed = site.join("seed", Role::Seed).await;
+    // Whoever comes while the seed still reads the registry is given all that it reads.
+    seed.client.open_layer(&read, PATIENCE).await.unwrap();
+    let one = site.join("one", Role::Node).await;
+    one.client.open_layer(&read, PATIENCE).await.unwrap();
+    let first = site.preheat(&name, "single-seed").await;
+    site.wait_for_job(first).await;
+    let job = site.preheat(&name, "all-peers").await;
+    let path = format!("/api/v1/jobs/{job}");
+    // Backwards: nothing is read ahead, so that each read wants something that is missing.
+    for number in (0..400).rev() {
+        let range = ByteRange::new(number * (16 << 10), 16 << 10);
+        one.client.ensure_range(read.digest, range, PATIENCE).await.unwrap();
+        let now = site.ask("GET", &path, &Value::Null).await;
+        if now["state"] != "PENDING" {
+            assert_eq!(now["state"], "SUCCESS", "{now}");
+            assert_eq!(layer_requests(&registry, &layers), 2, "each layer once");
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("the reader has read all, and the preheat has not ended");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,7 +14,7 @@ pub enum ParentRole {
 const FIRST_GUESS_BYTES_PER_SECOND: f64 = 12_500_000.0;
 /// A seed is asked only when the nodes that hold a chunk would take this many times as long, by lane: a blocked
 /// process is not kept waiting for the sake of the seed's link, bulk is.
-const SEED_COST: [f64; 3] = [4.0, 16.0, 32.0];
+const SEED_COST: [f64; Lane::COUNT] = [4.0, 16.0, 32.0, 32.0];
 /// A parent that delivered nothing for long is thought no slower than this, or it could never prove itself again.
 const LEAST_BYTES_PER_SECOND: f64 = 10_000.0;
 /// Weight of the newest sample in the moving average of a parent's rate.
@@ -24,7 +24,7 @@ const RATE_GAIN: f64 = 0.2;
 pub(crate) struct Parent {
     pub role: ParentRole,
     /// Bytes asked for and not yet received, by lane.
-    outstanding_bytes: [u64; 3],
+    outstanding_bytes: [u64; Lane::COUNT],
     /// Nothing until the first delivery or delay.
     bytes_per_second: Option<f64>,
     /// When the parent last delivered, or was first asked after being idle.
@@ -35,13 +35,24 @@ pub(crate) struct Parent {
 
 impl Parent {
     pub fn new(role: ParentRole) -> Self {
-        Self { role, outstanding_bytes: [0; 3], bytes_per_second: None, busy_since: None, late_since: None }
+        Self {
+            role,
+            outstanding_bytes: [0; Lane::COUNT],
+            bytes_per_second: None,
+            busy_since: None,
+            late_since: None,
+        }
     }
 
     /// One request is always allowed, however small the window.
     pub fn has_room(&self, lane: Lane, bytes: u64, window_bytes: u64) -> bool {
         let outstanding = self.outstanding_bytes[lane as usize];
         outstanding == 0 || outstanding + bytes <= window_bytes
+    }
+
+    /// Whether something is under way that a reader waits for, or soon will.
+    pub fn is_urgent(&self) -> bool {
+        self.outstanding_bytes[..Lane::Preheat as usize].iter().any(|bytes| *bytes > 0)
     }
 
     /// Estimated seconds until `bytes` more would have arrived, made dearer for seeds; `guess` is the rate of a parent

@@ -25,10 +25,12 @@ pub struct Request {
 
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// Bytes asked of one parent and not yet received, by lane. A demand waits behind at most the lower two.
-    pub window_bytes: [u64; 3],
-    /// Background waits until nothing of a higher lane was asked for this long.
+    /// Bytes asked of one parent and not yet received, by lane. A demand waits behind at most the lower ones.
+    pub window_bytes: [u64; Lane::COUNT],
+    /// Background waits until no reader has wanted anything for this long.
     pub quiet: Duration,
+    /// A preheat waits while something more urgent is under way, but not longer than this for its next window.
+    pub preheat_patience: Duration,
     /// A chunk asked for this long ago is asked of somebody else.
     pub overdue: Duration,
     /// A parent that was late this long ago, has not said a word since, and is late again, hangs.
@@ -38,8 +40,9 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            window_bytes: [8 << 20, 512 << 10, 256 << 10],
+            window_bytes: [8 << 20, 512 << 10, 256 << 10, 256 << 10],
             quiet: Duration::from_secs(2),
+            preheat_patience: Duration::from_millis(250),
             overdue: Duration::from_secs(5),
             hanging: Duration::from_secs(5),
         }
@@ -62,13 +65,14 @@ pub struct Planner {
     limits: Limits,
     layers: Layers,
     /// Chunks in the order asked for, by lane. An entry whose chunk has moved on is stale and skipped.
-    queues: [VecDeque<(LayerId, u32)>; 3],
+    queues: [VecDeque<(LayerId, u32)>; Lane::COUNT],
     parents: HashMap<ParentId, Parent>,
     /// Bounded by the parents' windows.
     in_flight: HashMap<(LayerId, u32), InFlight>,
     /// What was asked for, oldest first. An entry that `in_flight` does not have so is stale and skipped.
     asked: VecDeque<((LayerId, u32), Instant)>,
     last_urgent: Option<Instant>,
+    last_preheat: Option<Instant>,
     hanging: BTreeSet<ParentId>,
     /// Spreads the background order of different peers, so that they have something to trade.
     rotation: u64,
@@ -84,6 +88,7 @@ impl Planner {
             in_flight: HashMap::new(),
             asked: VecDeque::new(),
             last_urgent: None,
+            last_preheat: None,
             hanging: BTreeSet::new(),
             rotation,
         }
@@ -161,7 +166,7 @@ impl Planner {
                 }
             }
         }
-        if lane != Lane::Background {
+        if lane < Lane::Preheat {
             self.last_urgent = Some(now);
         }
     }
@@ -229,12 +234,20 @@ impl Planner {
     pub fn next_requests(&mut self, now: Instant) -> Vec<Request> {
         self.requeue_overdue(now);
         let mut requests = Vec::new();
-        for lane in Lane::ALL {
-            if lane == Lane::Background && !self.is_quiet(now) {
-                break;
+        let plan = |lane| self.plan_lane(lane, now, &mut requests);
+        let readers_served = [Lane::Demand, Lane::Prefetch].into_iter().all(plan);
+        let undisturbed = readers_served && !self.parents.values().any(Parent::is_urgent);
+        let starved = self
+            .last_preheat
+            .is_none_or(|at| now.saturating_duration_since(at) >= self.limits.preheat_patience);
+        if undisturbed || starved {
+            let before = requests.len();
+            let preheats_served = self.plan_lane(Lane::Preheat, now, &mut requests);
+            if requests.len() > before {
+                self.last_preheat = Some(now);
             }
-            if !self.plan_lane(lane, now, &mut requests) {
-                break;
+            if readers_served && preheats_served && self.is_quiet(now) {
+                self.plan_lane(Lane::Background, now, &mut requests);
             }
         }
         requests
@@ -242,11 +255,15 @@ impl Planner {
 
     /// When to call `next_requests` again although nothing happened.
     pub fn next_wake(&self, now: Instant) -> Duration {
-        match self.last_urgent {
+        let soon = match self.last_urgent {
             Some(at) if !self.is_quiet(now) => (at + self.limits.quiet).saturating_duration_since(now),
             _ => self.limits.overdue,
-        }
-        .clamp(Duration::from_millis(10), Duration::from_secs(1))
+        };
+        let preheat = match self.queues[Lane::Preheat as usize].is_empty() {
+            true => Duration::MAX,
+            false => self.limits.preheat_patience,
+        };
+        soon.min(preheat).clamp(Duration::from_millis(10), Duration::from_secs(1))
     }
 
     fn is_quiet(&self, now: Instant) -> bool {

@@ -13,7 +13,7 @@ const LAYERS: u8 = 2;
 const CHUNKS: u32 = 48;
 const PARENTS: u32 = 4;
 /// Fits several, one, or none of the frames.
-const WINDOWS: [u64; 3] = [900, 500, 250];
+const WINDOWS: [u64; Lane::COUNT] = [900, 500, 250, 250];
 const MIN_WEIGHT_BYTES: u64 = 64;
 
 #[derive(Debug, Clone)]
@@ -100,6 +100,7 @@ struct Model {
     flights: BTreeMap<(u8, u32), Flight>,
     now: Instant,
     last_urgent: Option<Instant>,
+    last_preheat: Option<Instant>,
     limits: Limits,
 }
 
@@ -113,6 +114,7 @@ impl Model {
             flights: BTreeMap::new(),
             now: Instant::now(),
             last_urgent: None,
+            last_preheat: None,
             limits,
         };
         (0..LAYERS).for_each(|layer| model.add_layer(layer));
@@ -185,7 +187,7 @@ impl Model {
             let wanted = said.wanted.entry(chunk).or_insert(lane);
             *wanted = lane.min(*wanted);
         }
-        if lane != Lane::Background {
+        if lane < Lane::Preheat {
             self.last_urgent = Some(self.now);
         }
     }
@@ -257,8 +259,18 @@ impl Model {
         self.flights.retain(|_, flight| now.duration_since(flight.since) < overdue);
         let requests = self.planner.next_requests(now);
         assert!(requests.is_sorted_by_key(|request| request.lane), "lanes out of order: {requests:?}");
-        requests.iter().for_each(|request| self.take(request));
-        if let Some(lowest) = requests.last().map(|request| request.lane) {
+        let starved =
+            self.last_preheat.is_none_or(|at| now.duration_since(at) >= self.limits.preheat_patience);
+        let passes = |request: &&Request| starved && request.lane == Lane::Preheat;
+        for request in &requests {
+            let disturbed = self.flights.values().any(|flight| flight.lane < Lane::Preheat);
+            assert!(request.lane != Lane::Preheat || starved || !disturbed, "a preheat beside readers");
+            self.take(request);
+        }
+        if requests.iter().any(|request| request.lane == Lane::Preheat) {
+            self.last_preheat = Some(now);
+        }
+        if let Some(lowest) = requests.iter().rfind(|request| !passes(request)).map(|request| request.lane) {
             for (layer, chunk, wanted) in self.waiting() {
                 let held = !self.holders_of(layer, chunk).is_empty();
                 assert!(wanted >= lowest || !held, "{lowest:?} went before chunk {chunk} in {wanted:?}");

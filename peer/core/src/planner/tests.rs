@@ -13,7 +13,7 @@ struct Rig {
 
 impl Rig {
     fn new(chunks: u32) -> Self {
-        let limits = Limits { window_bytes: [400, 200, 100], ..Limits::default() };
+        let limits = Limits { window_bytes: [400, 200, 100, 100], ..Limits::default() };
         let mut planner = Planner::new(limits, 0);
         planner.add_layer(LAYER, vec![100; chunks as usize], &Bits::new(chunks));
         planner.add_parent(SEED, ParentRole::Seed);
@@ -44,6 +44,36 @@ fn a_chunk_is_asked_for_once_however_many_want_it() {
     rig.want(&[10], Lane::Demand);
     assert_eq!(rig.asked(), []);
     assert!(rig.planner.is_present(LAYER, 10));
+}
+
+#[test]
+fn a_preheat_ends_however_often_readers_want_something() {
+    let mut rig = Rig::new(40);
+    rig.want(&[0, 1, 2], Lane::Preheat);
+    assert_eq!(rig.asked(), [(SEED, Lane::Preheat, vec![0])]);
+    rig.planner.arrived(LAYER, 0, rig.now);
+    rig.want(&[10], Lane::Demand);
+    assert_eq!(rig.asked(), [(SEED, Lane::Demand, vec![10])], "a reader waits");
+    rig.planner.arrived(LAYER, 10, rig.now);
+    assert_eq!(rig.asked(), [(SEED, Lane::Preheat, vec![1])], "no reader waits any more");
+    rig.planner.arrived(LAYER, 1, rig.now);
+    rig.want(&[20], Lane::Demand);
+    assert_eq!(rig.asked(), [(SEED, Lane::Demand, vec![20])]);
+    rig.now += Limits::default().preheat_patience;
+    assert_eq!(rig.asked(), [(SEED, Lane::Preheat, vec![2])], "however long one waits");
+}
+
+#[test]
+fn a_preheat_passes_readers_whose_window_is_full_once_in_a_while() {
+    let mut rig = Rig::new(40);
+    rig.want(&[0, 1], Lane::Preheat);
+    assert_eq!(rig.asked(), [(SEED, Lane::Preheat, vec![0])]);
+    rig.planner.arrived(LAYER, 0, rig.now);
+    rig.want(&[10, 11, 12, 13, 14, 15], Lane::Demand);
+    assert_eq!(rig.asked(), [(SEED, Lane::Demand, vec![10, 11, 12, 13])], "the window is full");
+    assert!(rig.planner.next_wake(rig.now) <= Limits::default().preheat_patience);
+    rig.now += Limits::default().preheat_patience;
+    assert_eq!(rig.asked(), [(SEED, Lane::Preheat, vec![1])]);
 }
 
 #[test]
@@ -190,7 +220,7 @@ fn what_waits_for_one_parent_does_not_keep_what_another_holds() {
 #[test]
 fn a_parent_that_has_shown_nothing_is_thought_as_fast_as_the_fastest() {
     let mut rig = Rig::new(20);
-    let limits = Limits { window_bytes: [1 << 30; 3], ..Limits::default() };
+    let limits = Limits { window_bytes: [1 << 30; Lane::COUNT], ..Limits::default() };
     rig.planner = Planner::new(limits, 0);
     rig.planner.add_layer(LAYER, vec![1 << 20; 20], &Bits::new(20));
     rig.planner.add_parent(SEED, ParentRole::Seed);
