@@ -167,6 +167,10 @@ impl Layers {
 
     async fn lead(self: Arc<Self>, layer: LayerRef, reporter: Reporter) {
         let began = Instant::now();
+        // Evicted, perhaps, since the inventory was looked at last. Whoever else opens the layer now must not be sent here,
+        // nor this peer by an answer from before: peers that wait for each other read nothing.
+        self.directory.announce(layer.digest, State::None);
+        self.directory.forget(layer.digest);
         let outcome = match self.obtain(&layer, &reporter).await {
             Ok(ready) => {
                 tracing::info!(layer = %layer.digest, chunks = ready.chunks().len(), ms = began.elapsed().as_millis() as u64, "layer index is here");
@@ -256,7 +260,7 @@ impl Layers {
         let mut last = OpenFailure::new(FailureCode::Unavailable, "no peer has the layer");
         for parent in &plan.ask {
             let received = self.receiver.receive(parent.address, layer, reporter, patience).await;
-            reporter.from(None);
+            reporter.follows([]);
             match received {
                 Ok(ready) => {
                     self.metrics.opened("received");

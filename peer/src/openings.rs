@@ -30,8 +30,8 @@ pub const WORKING_EVERY: Duration = Duration::from_secs(3);
 /// What can be seen of an opening from outside.
 #[derive(Debug, Clone, Default)]
 pub struct Progress {
-    /// The peer that the layer is received from at present.
-    pub from: Option<Arc<str>>,
+    /// The peer that the layer is received from at present, the one that it receives it from, and so on.
+    pub chain: Arc<[String]>,
     /// Grows whenever whoever reads the origin shows that it is at work, through whatever peers in between. A peer
     /// adds nothing of its own to what it only waits for: peers that waited for each other would wait for ever.
     pub signs: u64,
@@ -64,9 +64,14 @@ impl Reporter {
         self.0.send_modify(|progress| progress.signs += 1);
     }
 
-    /// Says of whom the layer is received from now on.
-    pub fn from(&self, peer: Option<Arc<str>>) {
-        self.0.send_modify(|progress| progress.from = peer);
+    /// Says of whom the layer is received from now on, and of whom that peer receives it.
+    pub fn follows(&self, chain: impl IntoIterator<Item = String>) {
+        let chain: Arc<[String]> = chain.into_iter().collect();
+        self.0.send_if_modified(|progress| {
+            let new = progress.chain != chain;
+            progress.chain = chain;
+            new
+        });
     }
 
     /// Shows that this very peer is at work, for as long as it is.

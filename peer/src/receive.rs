@@ -22,6 +22,9 @@ const IDLE_TIMEOUT: Duration = WORKING_EVERY.saturating_mul(5);
 /// A parent that is at work for this long without a chunk is given up too: a queue of layers takes minutes, not hours.
 const WORKING_COUNTS: Duration = Duration::from_secs(600);
 
+/// Peers that receive a layer one from the other: more are not what any scheduler makes of them.
+const LONGEST_CHAIN: usize = 32;
+
 #[derive(Clone)]
 pub struct Receiver {
     pub peer_id: Arc<str>,
@@ -41,7 +44,8 @@ impl Receiver {
         let unreachable = |error: ClientError| OpenFailure::new(FailureCode::Unavailable, chain(&error));
         let mut stream =
             OpenStream::connect(from, &self.peer_id, layer, CONNECT_TIMEOUT).await.map_err(unreachable)?;
-        reporter.from(Some(stream.peer_id().clone()));
+        let parent = stream.peer_id().to_string();
+        reporter.follows([parent.clone()]);
         let mut staged = Staged::begin(self, layer, reporter)?;
         let mut advanced = Instant::now();
         loop {
@@ -60,6 +64,13 @@ impl Receiver {
                     reporter.working();
                     patience.sign(from, Sign::Working, Instant::now());
                 }
+                Opened::Following(chain) if chain.len() >= LONGEST_CHAIN => {
+                    let problem = "too many peers wait for each other one behind the other";
+                    return Err(OpenFailure::new(FailureCode::Unavailable, problem));
+                }
+                Opened::Following(chain) => {
+                    reporter.follows(std::iter::once(parent.clone()).chain(chain));
+                }
                 Opened::Index(sealed) => return self.commit(layer, staged.staging, sealed).await,
                 Opened::Failed { code, message } => {
                     patience.failed(from);
@@ -76,7 +87,7 @@ impl Receiver {
         let mut stream = stream.await.map_err(unreachable)?;
         match stream.next(IDLE_TIMEOUT).await.map_err(unreachable)? {
             Opened::Failed { code, message } => Err(OpenFailure::new(code, message)),
-            Opened::Staged { .. } | Opened::Working | Opened::Index(_) => Ok(()),
+            Opened::Staged { .. } | Opened::Working | Opened::Following(_) | Opened::Index(_) => Ok(()),
         }
     }
 

@@ -51,7 +51,8 @@ impl Provider for Uploads {
                     },
                 },
                 Ok(Open::Following(progress)) => {
-                    Follower { asker: asker.peer_id, send: &send, sent: 0, staging: None, signs: 0 }
+                    let (asker, chain) = (asker.peer_id, Arc::default());
+                    Follower { asker, send: &send, sent: 0, staging: None, signs: 0, chain }
                         .follow(progress)
                         .await
                 }
@@ -115,6 +116,8 @@ struct Follower<'a> {
     staging: Option<Arc<Staging>>,
     /// Signs of life that it has seen.
     signs: u64,
+    /// Whom it was told this peer follows.
+    chain: Arc<[String]>,
 }
 
 impl Follower<'_> {
@@ -129,8 +132,14 @@ impl Follower<'_> {
                     Outcome::Failed(failure) => failed(failure),
                 };
             }
-            if now.from.as_ref() == Some(&self.asker) {
+            if now.chain.iter().any(|peer| **peer == *self.asker) {
                 return unavailable("this peer waits for the layer from the asker itself");
+            }
+            if self.chain != now.chain {
+                self.chain = now.chain.clone();
+                if self.send.send(Opening::Following(now.chain.to_vec())).await.is_err() {
+                    return unavailable("the asker is gone");
+                }
             }
             let passed_on = match self.next_staged(&now) {
                 Some(staged) => self.send.send(staged).await.is_ok(),
@@ -192,12 +201,13 @@ mod tests {
     /// What a follower named `asker` gets within a minute.
     async fn followed(progress: watch::Receiver<Progress>, asker: &str) -> (usize, Option<Opening>) {
         let (send, mut received) = mpsc::channel(FOLLOW_AHEAD);
-        let follower = Follower { asker: asker.into(), send: &send, sent: 0, staging: None, signs: 0 };
+        let (asker, chain) = (asker.into(), Arc::default());
+        let follower = Follower { asker, send: &send, sent: 0, staging: None, signs: 0, chain };
         let outcome = tokio::time::timeout(WORKING_EVERY * 20, follower.follow(progress)).await.ok();
         drop(send);
         let mut signs = 0;
-        while let Some(Opening::Working) = received.recv().await {
-            signs += 1;
+        while let Some(sent) = received.recv().await {
+            signs += usize::from(matches!(sent, Opening::Working));
         }
         (signs, outcome)
     }
@@ -226,13 +236,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn nobody_follows_a_peer_that_follows_it() {
         let (send, progress) = watch::channel(Progress::default());
-        send.send_modify(|progress| progress.from = Some("one".into()));
+        send.send_modify(|progress| progress.chain = ["two".to_owned(), "one".to_owned()].into());
         let (_, outcome) = followed(progress.clone(), "one").await;
         assert!(
             matches!(outcome, Some(Opening::Failed { code: FailureCode::Unavailable, .. })),
             "{outcome:?}"
         );
-        let (_, outcome) = followed(progress, "two").await;
+        let (_, outcome) = followed(progress, "three").await;
         assert!(outcome.is_none(), "{outcome:?}");
     }
 }

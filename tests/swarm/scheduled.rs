@@ -16,6 +16,9 @@ use crate::rescue::proxy;
 use crate::rig::{Cluster, Peer, SEED_KEY, runtime};
 use crate::{SOON, blob_requests};
 
+/// Longer than all patience in the product.
+const PATIENCE: Duration = Duration::from_secs(90);
+
 pub struct Scheduler {
     pub address: SocketAddr,
     metrics: SocketAddr,
@@ -198,6 +201,32 @@ async fn a_slow_scheduler_sends_nobody_to_the_origin_before_time() {
     let asked = std::time::Instant::now();
     node.assert_reads(&reference, &layer).await;
     assert!(asked.elapsed() >= patience, "it read the origin after {:?}", asked.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_that_have_all_lost_a_layer_do_not_wait_for_each_other() {
+    let registry = FakeRegistry::start().await;
+    let layer = TestLayer::random(5, 30_000);
+    let reference = layer.push(&registry);
+    let (cluster, scheduler) = (Cluster::new(), Scheduler::start(any()).await);
+    let mut peers = vec![
+        join(&cluster, scheduler.address, "one", Role::Node).await,
+        join(&cluster, scheduler.address, "two", Role::Node).await,
+        join(&cluster, scheduler.address, "three", Role::Node).await,
+    ];
+    peers.push(join(&cluster, scheduler.address, "seed", Role::Seed).await);
+    for peer in &peers {
+        peer.client.open_layer(&reference, SOON).await.unwrap();
+    }
+    assert_eq!(blob_requests(&registry), 1);
+    peers.iter().for_each(Peer::delete_store);
+    let asked = std::time::Instant::now();
+    let opened = peers.iter().map(|peer| peer.client.open_layer(&reference, PATIENCE));
+    for opened in futures_util::future::join_all(opened).await {
+        opened.unwrap();
+    }
+    assert!(asked.elapsed() < Duration::from_secs(6), "{:?}", asked.elapsed());
+    assert_eq!(blob_requests(&registry), 2, "once more, for all");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -43,6 +43,8 @@ pub enum Opened {
     },
     /// Nothing yet, but somebody is at it.
     Working,
+    /// Of whom the parent receives the layer itself, of whom that peer does, and so on.
+    Following(Vec<String>),
     Index(Bytes),
     Failed {
         code: FailureCode,
@@ -171,6 +173,10 @@ impl Opening {
                 Ok(Some(Opened::Staged { number: header.number, record, frame }))
             }
             Kind::Working => Ok(Some(Opened::Working)),
+            Kind::Following => match serde_json::from_slice(&payload) {
+                Ok(peers) => Ok(Some(Opened::Following(peers))),
+                Err(_) => Err(WireError::Protocol("not a list of peers")),
+            },
             // A frame that the parent's disk lost is skipped: the chunk is fetched later.
             Kind::Missing => Ok(None),
             Kind::Index if self.index.len() + payload.len() > MAX_INDEX_BYTES => {

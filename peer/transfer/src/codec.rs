@@ -86,13 +86,15 @@ pub(crate) enum Kind {
     Holding = 22,
     Have = 23,
     Working = 24,
+    Following = 25,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
         use Kind::*;
         let from_client = [Hello, Open, Bind, Get, GetFor];
-        let from_server = [Staged, Index, IndexEnd, Failed, Frame, Missing, Holding, Have, Working];
+        let from_server =
+            [Staged, Index, IndexEnd, Failed, Frame, Missing, Holding, Have, Working, Following];
         from_client.into_iter().chain(from_server).find(|kind| *kind as u8 == byte)
     }
 }

@@ -31,6 +31,7 @@
 //! | 22 Holding | server | a part of the bits of all chunks that are here; `number` is its first byte; an empty part is the last |
 //! | 23 Have | server | chunk numbers that came since, u32 each |
 //! | 24 Working | server | empty: whoever reads the opened layer from its origin is still at it |
+//! | 25 Following | server | JSON array of peer ids: of whom the server receives the opened layer itself, of whom that peer does, and so on; replaces what it said before |
 //!
 //! A Holding without bits says that the layer is unknown, or known with another chunk table; the client may bind the same stream again. A later Holding
 //! replaces the first: the server sends one when it has more news than the connection takes.

@@ -40,6 +40,8 @@ pub enum Opening {
     },
     /// There is nothing to send for the moment, but the layer is being read.
     Working,
+    /// Of whom the layer is received here, of whom that peer receives it, and so on.
+    Following(Vec<String>),
     Index(Bytes),
     Failed {
         code: FailureCode,
@@ -300,6 +302,13 @@ async fn forward_opening(mut openings: mpsc::Receiver<Opening>, lanes: &Lanes, s
             }
             Opening::Working => {
                 if !lanes.send(Lane::Demand, Header::new(Kind::Working, stream, 0, 0), &[]).await {
+                    return;
+                }
+            }
+            Opening::Following(peers) => {
+                let payload = serde_json::to_vec(&peers).expect("a list of names is plain data");
+                let header = Header::new(Kind::Following, stream, 0, payload.len());
+                if !lanes.send(Lane::Demand, header, &payload).await {
                     return;
                 }
             }

@@ -87,7 +87,7 @@ async fn a_staged_chunk_that_the_disk_lost_is_left_out() {
 }
 
 #[tokio::test]
-async fn who_has_nothing_to_send_can_say_that_it_is_at_work() {
+async fn who_has_nothing_to_send_can_say_that_it_is_at_work_or_whom_it_follows() {
     let fake = Fake::new(1);
     let openings = fake.will_open();
     let server = start(&fake, ServerLimits::default()).await;
@@ -97,6 +97,10 @@ async fn who_has_nothing_to_send_can_say_that_it_is_at_work() {
         let opened = stream.next(PATIENCE).await.unwrap();
         assert!(matches!(opened, Opened::Working), "{opened:?}");
     }
+    let others = || vec!["one".to_owned(), "two\n\"".to_owned()];
+    openings.send(Opening::Following(others())).await.unwrap();
+    let opened = stream.next(PATIENCE).await.unwrap();
+    assert!(matches!(&opened, Opened::Following(chain) if *chain == others()), "{opened:?}");
 }
 
 #[tokio::test]
