@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use d7y_peer_core::{Bits, Lane, Limits, ParentId, ParentRole, Planner, Request};
 use d7y_store::{Layer, Store, StoreError};
-use d7y_transfer::{Client, Event};
+use d7y_transfer::{Client, Connection, Event};
 use d7y_types::{Caller, PackId, Sha256Digest};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -23,8 +23,15 @@ use crate::news::News;
 /// Commands that may wait for the loop; a full queue slows whoever sends.
 const COMMAND_QUEUE: usize = 4096;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// A parent that could not be reached is tried again after this long.
+/// A parent that could not be reached however often is tried again after this long.
 const RECONNECT_AFTER: Duration = Duration::from_secs(1);
+/// Before that, between one try and the next: who was killed is mostly back within half a second, and readers wait.
+const REDIAL_AFTER: [Duration; 4] = [
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(200),
+    Duration::from_millis(400),
+];
 /// A parent that hangs may be a machine that swaps: it is tried again after this long.
 const HANGING_SHUNNED: Duration = Duration::from_secs(10);
 /// Also how often a parent is asked again about a layer that it did not know.
@@ -199,6 +206,14 @@ struct LayerEntry {
 struct Connected {
     parent: Parent,
     client: Client,
+    since: Instant,
+}
+
+impl Connected {
+    /// Long enough to be dialled again as soon as it ends.
+    fn has_stood(&self) -> bool {
+        self.since.elapsed() >= RECONNECT_AFTER
+    }
 }
 
 struct Waiter {
@@ -263,7 +278,7 @@ impl FetchLoop {
             }
             Command::Connected { id, parent, client } => self.connected(id, parent, client),
             Command::Event { parent, event } => self.event(parent, event),
-            Command::Lost(parent) => self.lost(parent),
+            Command::Lost(parent) => self.hung_up(parent),
             Command::Settled { from, layer, number, outcome } => self.settled(from, &layer, number, outcome),
             Command::Orphans { reply } => {
                 let orphans = self.layers.keys().filter(|layer| self.planner.has_orphans(**layer)).copied();
@@ -360,7 +375,12 @@ impl FetchLoop {
             for parent in &entry.parents {
                 match by_address.get(&parent.address) {
                     Some(id) if self.parents[id].client.bind(entry.layer.pack()) => {}
-                    Some(id) => drop(useless.insert(*id)),
+                    Some(id) => {
+                        useless.insert(*id);
+                        if self.parents[id].has_stood() {
+                            wanted.insert(*parent);
+                        }
+                    }
                     None => drop(wanted.insert(*parent)),
                 }
             }
@@ -384,7 +404,7 @@ impl FetchLoop {
         };
         let role = if parent.seed { ParentRole::Seed } else { ParentRole::Node };
         self.planner.add_parent(id, role);
-        self.parents.insert(id, Connected { parent, client });
+        self.parents.insert(id, Connected { parent, client, since: Instant::now() });
         self.parents_changed();
         self.reconnect();
     }
@@ -393,6 +413,15 @@ impl FetchLoop {
         let metrics = &self.context.metrics;
         metrics.connected_parents.set(self.parents.len() as i64);
         metrics.ledger.set_parents(self.parents.values().map(|connected| connected.parent));
+    }
+
+    /// A parent's connection has ended. It is dialled again at once, unless it always ends at once.
+    fn hung_up(&mut self, parent: ParentId) {
+        let stood = self.parents.get(&parent).is_some_and(Connected::has_stood);
+        self.lost(parent);
+        if stood {
+            self.reconnect();
+        }
     }
 
     fn lost(&mut self, parent: ParentId) {
@@ -416,7 +445,7 @@ impl FetchLoop {
             Lane::Prefetch | Lane::Preheat | Lane::Background => to.client.get(pack, lane, &request.chunks),
         });
         if !asked {
-            self.lost(request.parent);
+            self.hung_up(request.parent);
         }
     }
 
@@ -596,16 +625,26 @@ impl FetchLoop {
     }
 }
 
+/// Several times, if need be.
+async fn dial(address: SocketAddr, me: &str) -> Option<(Client, Connection)> {
+    let mut pauses = REDIAL_AFTER.iter();
+    loop {
+        match Client::connect(address, me, CONNECT_TIMEOUT).await {
+            Ok(connected) => return Some(connected),
+            Err(error) => {
+                tracing::debug!(%address, error = crate::failure::chain(&error), "cannot connect to a parent");
+            }
+        }
+        tokio::time::sleep(*pauses.next()?).await;
+    }
+}
+
 /// Connects to a parent and passes on what it says until the connection ends, or the loop drops the client.
 async fn attend(id: ParentId, parent: Parent, me: Arc<str>, commands: mpsc::Sender<Command>) {
     let address = parent.address;
-    let (client, connection) = match Client::connect(address, &me, CONNECT_TIMEOUT).await {
-        Ok(connected) => connected,
-        Err(error) => {
-            tracing::debug!(%address, error = crate::failure::chain(&error), "cannot connect to a parent");
-            let _ = commands.send(Command::Connected { id, parent, client: None }).await;
-            return;
-        }
+    let Some((client, connection)) = dial(address, &me).await else {
+        let _ = commands.send(Command::Connected { id, parent, client: None }).await;
+        return;
     };
     let _ = commands.send(Command::Connected { id, parent, client: Some(client) }).await;
     if let Err(error) = connection.run(&commands, |event| Command::Event { parent: id, event }).await {
