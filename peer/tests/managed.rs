@@ -1,56 +1,12 @@
 //! The built `d7y-peer` with a manager that sets some of its keys.
 #![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
 
-use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::pin::Pin;
 use std::process::{Child, ChildStderr, Command, Stdio};
-use std::sync::Arc;
 
-use d7y_proto::manager::manager_server::{self, ManagerServer};
-use d7y_proto::manager::{DiscoverRequest, Discovery, ManagerMessage, MemberMessage};
-use futures_util::Stream;
-use parking_lot::Mutex;
-use tokio::net::TcpListener;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
-use tonic::{Request, Response, Status, Streaming};
-
-/// A manager that knows nothing but settings.
-#[derive(Clone, Default)]
-struct Manager(Arc<Mutex<HashMap<String, String>>>);
-
-impl Manager {
-    fn set(&self, settings: &[(&str, &str)]) {
-        *self.0.lock() = settings.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
-    }
-
-    async fn serve(&self) -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let serving = Server::builder().add_service(ManagerServer::new(self.clone()));
-        tokio::spawn(serving.serve_with_incoming(TcpIncoming::from(listener)));
-        address
-    }
-}
-
-#[tonic::async_trait]
-impl manager_server::Manager for Manager {
-    type KeepAliveStream = Pin<Box<dyn Stream<Item = Result<ManagerMessage, Status>> + Send>>;
-
-    async fn keep_alive(
-        &self,
-        _: Request<Streaming<MemberMessage>>,
-    ) -> Result<Response<Self::KeepAliveStream>, Status> {
-        Err(Status::unimplemented("no members here"))
-    }
-
-    async fn discover(&self, _: Request<DiscoverRequest>) -> Result<Response<Discovery>, Status> {
-        let config = self.0.lock().clone();
-        Ok(Response::new(Discovery { refresh_ms: 20, config, ..Discovery::default() }))
-    }
-}
+use d7y_manager_client::testing::FakeManager;
+use d7y_proto::manager::Kind;
 
 fn peer(place: &Path, manager: &str, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_d7y-peer"));
@@ -108,17 +64,20 @@ fn printed(place: &Path, manager: &str, more: &[&str]) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_manager_sets_holds_at_once_and_after_a_restart_under_what_the_host_sets() {
     let place = tempfile::tempdir().unwrap();
-    let manager = Manager::default();
-    manager.set(&[("log.level", "debug"), ("store.limit", "7GiB"), ("store.directory", "/nowhere")]);
-    let address = manager.serve().await;
+    let manager = FakeManager::default();
+    manager.set(
+        Kind::Unspecified,
+        &[("log.level", "debug"), ("store.limit", "7GiB"), ("store.directory", "/nowhere")],
+    );
+    let address = manager.serve().await.unwrap().to_string();
     let taken = "the configuration was read again";
     let mut running = Running::start(peer(place.path(), &address, &[]));
     running.wait_for(&[taken, "log.level", "store.limit"]);
-    manager.set(&[("store.limit", "7KiB")]);
+    manager.set(Kind::Unspecified, &[("store.limit", "7KiB")]);
     running.wait_for(&["does not fit and is left out"]);
     running.wait_for(&["store.limit (manager)", "1MiB"]);
     running.wait_for(&[taken, "store.limit"]);
-    manager.set(&[("store.limit", "8GiB")]);
+    manager.set(Kind::Unspecified, &[("store.limit", "8GiB")]);
     running.wait_for(&[taken, "store.limit"]);
     drop(running);
 

@@ -9,6 +9,8 @@ mod config;
 mod discover;
 mod keep_alive;
 mod settings;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use config::ManagerConfig;
 pub use discover::{Asking, Discovered, discover, kept, look};

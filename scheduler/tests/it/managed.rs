@@ -1,39 +1,10 @@
 //! The built `d7y-scheduler` with a manager that sets its log level.
 
 use std::io::{BufRead, BufReader};
-use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 
-use d7y_proto::manager::manager_server::{self, ManagerServer};
-use d7y_proto::manager::{DiscoverRequest, Discovery, Kind, ManagerMessage, MemberMessage};
-use futures_util::Stream;
-use tokio::net::TcpListener;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
-use tonic::{Request, Response, Status, Streaming};
-
-/// Sets the log level of schedulers, and of nobody else.
-struct Manager;
-
-#[tonic::async_trait]
-impl manager_server::Manager for Manager {
-    type KeepAliveStream = Pin<Box<dyn Stream<Item = Result<ManagerMessage, Status>> + Send>>;
-
-    async fn keep_alive(
-        &self,
-        _: Request<Streaming<MemberMessage>>,
-    ) -> Result<Response<Self::KeepAliveStream>, Status> {
-        Err(Status::unimplemented("no members here"))
-    }
-
-    async fn discover(&self, request: Request<DiscoverRequest>) -> Result<Response<Discovery>, Status> {
-        let config = match request.into_inner().kind() {
-            Kind::Scheduler => [("log.level".to_owned(), "debug".to_owned())].into(),
-            _ => Default::default(),
-        };
-        Ok(Response::new(Discovery { refresh_ms: 20, config, ..Discovery::default() }))
-    }
-}
+use d7y_manager_client::testing::FakeManager;
+use d7y_proto::manager::Kind;
 
 /// Killed with the test.
 struct Running(Child);
@@ -47,10 +18,9 @@ impl Drop for Running {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_manager_sets_the_log_level_of_a_running_scheduler() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let manager = format!("manager.address={}", listener.local_addr().unwrap());
-    let serving = Server::builder().add_service(ManagerServer::new(Manager));
-    tokio::spawn(serving.serve_with_incoming(TcpIncoming::from(listener)));
+    let manager = FakeManager::default();
+    manager.set(Kind::Scheduler, &[("log.level", "debug")]);
+    let manager = format!("manager.address={}", manager.serve().await.unwrap());
     let mut command = Command::new(env!("CARGO_BIN_EXE_d7y-scheduler"));
     for setting in [&manager, "server.listen=127.0.0.1:0", "metrics.listen=127.0.0.1:0", "name=test"] {
         command.args(["--set", setting]);
