@@ -1,6 +1,7 @@
 mod bad;
 mod chaos;
 mod cleanup;
+mod deleted;
 mod doctor;
 mod drivers;
 mod fallback;
