@@ -1,5 +1,6 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use d7y_chassis::TracingConfig;
 use d7y_chassis::config::{ByteSize, Fault, HumanDuration, Secret, Validate};
@@ -56,6 +57,17 @@ pub struct StoreConfig {
     pub directory: PathBuf,
     /// Most bytes to keep on disk, indexes and access traces included; the layers used longest ago go first.
     pub limit: ByteSize,
+    pub scrub: ScrubConfig,
+}
+
+/// Reading what is on disk again, to find what the disk has changed, and to mend it.
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct ScrubConfig {
+    /// Bytes that are read in a second; 0 switches it off.
+    pub rate: ByteSize,
+    /// From the beginning of one pass over the store to that of the next.
+    pub interval: HumanDuration,
 }
 
 #[derive(Debug, Clone, JsonSchema, Serialize, Deserialize)]
@@ -111,7 +123,17 @@ pub struct FetchConfig {
 
 impl Default for StoreConfig {
     fn default() -> Self {
-        Self { directory: "/var/lib/d7y/peer".into(), limit: ByteSize::gib(100) }
+        Self {
+            directory: "/var/lib/d7y/peer".into(),
+            limit: ByteSize::gib(100),
+            scrub: ScrubConfig::default(),
+        }
+    }
+}
+
+impl Default for ScrubConfig {
+    fn default() -> Self {
+        Self { rate: ByteSize::mib(8), interval: HumanDuration::from_secs(24 * 3600) }
     }
 }
 
@@ -149,7 +171,7 @@ impl DaemonConfig for Config {
     }
 
     fn reloadable() -> Vec<&'static str> {
-        vec!["log.level", "store.limit"]
+        vec!["log.level", "store.limit", "store.scrub.rate", "store.scrub.interval"]
     }
 
     fn kept_settings(&self) -> Option<PathBuf> {
@@ -212,6 +234,10 @@ impl Validate for Config {
         }
         if self.store.limit.as_u64() < 1 << 20 {
             faults.push(Fault::new("store.limit", "must be at least 1MiB"));
+        }
+        if self.store.scrub.interval.get() < Duration::from_secs(1) {
+            faults
+                .push(Fault::new("store.scrub.interval", "must be at least 1s; store.scrub.rate: 0 is off"));
         }
         faults
     }

@@ -79,6 +79,7 @@ enum Command {
     Ensure { layer: Arc<Layer>, wanted: Wanted, reply: oneshot::Sender<Brought> },
     Prefetch(Vec<(Sha256Digest, u32)>),
     Complete { layer: Arc<Layer>, missing: Vec<u32> },
+    Refetch { layer: Arc<Layer>, lost: Vec<u32> },
     Connected { id: ParentId, parent: Parent, client: Option<Client> },
     Event { parent: ParentId, event: Event },
     Lost(ParentId),
@@ -138,6 +139,11 @@ impl Fetcher {
     /// All that is missing of a layer, behind everything that somebody waits for.
     pub async fn complete(&self, layer: Arc<Layer>, missing: Vec<u32>) {
         let _ = self.0.send(Command::Complete { layer, missing }).await;
+    }
+
+    /// Frames that were here: fetched behind everything else, also where only what can be mounted counts.
+    pub async fn refetch(&self, layer: Arc<Layer>, lost: Vec<u32>) {
+        let _ = self.0.send(Command::Refetch { layer, lost }).await;
     }
 
     /// Chunks in the order in which a container will touch them.
@@ -276,6 +282,7 @@ impl FetchLoop {
                 self.add_layer(layer, false);
                 self.planner.want(digest, missing, Lane::Preheat, Instant::now());
             }
+            Command::Refetch { layer, lost } => self.refetch(&layer, lost),
             Command::Connected { id, parent, client } => self.connected(id, parent, client),
             Command::Event { parent, event } => self.event(parent, event),
             Command::Lost(parent) => self.hung_up(parent),
@@ -318,6 +325,17 @@ impl FetchLoop {
         if background {
             self.planner.want_rest(digest, now);
         }
+    }
+
+    fn refetch(&mut self, layer: &Arc<Layer>, lost: Vec<u32>) {
+        let (digest, now) = (layer.digest(), Instant::now());
+        self.know(layer);
+        for number in &lost {
+            if self.planner.is_present(digest, *number) {
+                self.planner.dropped(digest, *number, now);
+            }
+        }
+        self.planner.want(digest, lost, Lane::Background, now);
     }
 
     fn know(&mut self, layer: &Arc<Layer>) {

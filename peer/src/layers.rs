@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use d7y_chassis::tasks::{OnEnd, Tasks};
 use d7y_proto::scheduler::inventory::State;
-use d7y_store::{Layer, Recovered, Store};
+use d7y_store::{Layer, Recovered, Store, StoreError};
 use d7y_transfer::FailureCode;
 use d7y_types::{ByteRange, Caller, LayerRef, Sha256Digest};
 use parking_lot::Mutex;
@@ -31,6 +31,8 @@ const MAX_INGESTS: usize = 8;
 const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// How often all layers are looked at: whether they are complete by now, and still here.
 const INVENTORY_EVERY: Duration = Duration::from_secs(2);
+/// How long what the disk lost is waited for: it stays wanted afterwards, behind everything else.
+const REFETCH_DEADLINE: Duration = Duration::from_secs(120);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(1);
 
@@ -66,6 +68,13 @@ pub struct Layers {
     /// Layers whose parents the fetch loop has been told of since this process started.
     engaged: Mutex<HashMap<Sha256Digest, Weak<Layer>>>,
     cases: Mutex<Cases>,
+}
+
+/// Chunks that are no longer here as they were.
+#[derive(Debug, Default)]
+pub struct Lost {
+    pub data: Vec<u32>,
+    pub frames: Vec<u32>,
 }
 
 /// What a caller of `open` follows.
@@ -316,6 +325,36 @@ impl Layers {
         // After a restart of the peer, containers read from layers that nobody has opened since.
         self.engage(layer).await;
         self.fetcher.ensure(layer, wanted, caller, deadline).await
+    }
+
+    /// Fetches what the disk has lost. Data with the urgency of a read: the device may be mounted, and then nobody asks.
+    pub async fn refetch(&self, layer: &Arc<Layer>, lost: Lost) -> Result<(), FetchError> {
+        if !lost.frames.is_empty() {
+            self.fetcher.refetch(layer.clone(), lost.frames).await;
+            self.find_parents(layer).await;
+        }
+        if lost.data.is_empty() {
+            return Ok(());
+        }
+        self.engage(layer).await;
+        self.find_parents(layer).await;
+        self.fetcher.ensure(layer, lost.data, None, REFETCH_DEADLINE).await.map(drop)
+    }
+
+    /// Replaces a damaged index: from another peer that has the layer, else the layer goes and is opened anew when it is
+    /// wanted. False when neither can be done, because it is mounted and nobody else has it.
+    pub async fn replace_index(&self, layer: &Arc<Layer>) -> Result<bool, StoreError> {
+        let mut parents = self.directory.plan(layer.digest()).await.ask;
+        parents.extend(self.directory.static_seeds(layer.digest()).await);
+        for parent in parents {
+            match self.receiver.receive_index(parent.address, layer).await {
+                Ok(()) => return Ok(true),
+                Err(failure) => {
+                    tracing::debug!(parent = %parent.address, error = failure.message, "it does not give the index");
+                }
+            }
+        }
+        self.store.drop_damaged(layer)
     }
 
     /// What of these chunks is not on this disk after all, and whether another layer had one of the others.

@@ -23,6 +23,7 @@ mod preheat;
 mod receive;
 mod rescue;
 mod reuse;
+mod scrub;
 mod serve;
 mod start;
 #[cfg(test)]

@@ -47,6 +47,8 @@ pub struct Metrics {
     pub rejected_chunks: Family<BySource, Counter>,
     pub reused_bytes: Counter,
     pub damaged_chunks: Counter,
+    pub scrubbed_bytes: Counter,
+    pub scrub_finished: Gauge<u64, AtomicU64>,
     pub layers_opened: Family<ByOutcome, Counter>,
     pub store_full: Counter,
     pub evicted_layers: Counter,
@@ -151,8 +153,18 @@ impl Metrics {
         );
         registry.register(
             "damaged_chunks",
-            "Chunks on this node's disk that were found damaged, and are not served",
+            "Chunks, frames and files of layers on this node's disk that were found damaged; mended or not served",
             self.damaged_chunks.clone(),
+        );
+        registry.register(
+            "scrubbed_bytes",
+            "Bytes that were read from this node's disk again to find damage",
+            self.scrubbed_bytes.clone(),
+        );
+        registry.register(
+            "scrub_finished_timestamp_seconds",
+            "When all layers on this node's disk had been read again last, as Unix time; 0 before the first time",
+            self.scrub_finished.clone(),
         );
     }
 

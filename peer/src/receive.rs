@@ -91,6 +91,28 @@ impl Receiver {
         }
     }
 
+    /// Takes the index of a layer that is here from a peer that has the same chunks, in place of one that the disk has
+    /// damaged.
+    pub async fn receive_index(&self, from: SocketAddr, layer: &Arc<Layer>) -> Result<(), OpenFailure> {
+        let unreachable = |error: ClientError| OpenFailure::new(FailureCode::Unavailable, chain(&error));
+        let stream = OpenStream::connect(from, &self.peer_id, layer.reference(), CONNECT_TIMEOUT);
+        let sealed = match stream.await.map_err(unreachable)?.next(IDLE_TIMEOUT).await.map_err(unreachable)? {
+            Opened::Index(sealed) => sealed,
+            Opened::Failed { code, message } => return Err(OpenFailure::new(code, message)),
+            Opened::Staged { .. } | Opened::Working | Opened::Following(_) => {
+                return Err(OpenFailure::new(
+                    FailureCode::Unavailable,
+                    "it is only opening the layer itself",
+                ));
+            }
+        };
+        self.trust.open(&sealed).map_err(|error| OpenFailure::internal(&error))?;
+        let (store, layer) = (self.store.clone(), layer.clone());
+        let mended = tokio::task::spawn_blocking(move || store.mend_index(&layer, &sealed)).await;
+        let mended = mended.map_err(|panic| OpenFailure::internal(&panic))?;
+        mended.map_err(|error| OpenFailure::internal(&error))
+    }
+
     async fn commit(
         &self,
         layer: &LayerRef,

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
-use crate::config::{Config, Role, origin_faults};
+use crate::config::{Config, Role, ScrubConfig, origin_faults};
 use crate::control::Control;
 use crate::fetch::{FetchContext, Fetcher};
 use crate::ingest::Ingester;
@@ -31,6 +31,7 @@ use crate::metrics::Metrics;
 use crate::news::News;
 use crate::preheat::Preheater;
 use crate::receive::Receiver;
+use crate::scrub::Scrubber;
 use crate::serve::Uploads;
 use crate::trace::Traces;
 use crate::trust::Trust;
@@ -65,6 +66,7 @@ pub struct Running {
     /// The key that this peer signs its indexes with, in hex: what others put under indexTrust.publicKeys.
     pub public_key: String,
     store: Arc<Store>,
+    scrub: watch::Sender<ScrubConfig>,
     discovered: Option<watch::Receiver<Discovered>>,
 }
 
@@ -75,10 +77,12 @@ impl Running {
             let settings = d7y_manager_client::settings(discovered, reloads.manager());
             supervise(tasks, "managed settings", settings);
         }
-        let store = self.store.clone();
+        let (store, scrub) = (self.store.clone(), self.scrub.clone());
         supervise(tasks, "reloads", async move {
             while reloads.changed().await.is_ok() {
-                store.set_limit(reloads.borrow_and_update().store.limit.as_u64());
+                let read = reloads.borrow_and_update().store.clone();
+                store.set_limit(read.limit.as_u64());
+                scrub.send_if_modified(|now| std::mem::replace(now, read.scrub.clone()) != read.scrub);
             }
             // The sender lives as long as the process.
             std::future::pending().await
@@ -102,6 +106,7 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
         observability: addresses,
         public_key: trust.public_key_hex(),
         store: store.clone(),
+        scrub: watch::Sender::new(config.store.scrub.clone()),
         discovered: control.discovered(),
     };
     tracing::info!(peer = %peer_id, transfer = %running.transfer, public_key = running.public_key, "peer starts");
@@ -140,6 +145,7 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
     supervise(&tasks, "fetch loop", fetch_loop);
     control.begin(&tasks, Preheater::new(config.role, &layers, &news), fetcher);
     supervise(&tasks, "layer watch", layers.clone().watch());
+    supervise(&tasks, "scrub", Scrubber::new(layers.clone(), running.scrub.subscribe()).run());
     supervise(&tasks, "store watch", watch(store, origin, peer_metrics.clone(), health.clone()));
     let uploads = uploads(&peer_id, &layers, news, &spans);
     let stop = tasks.shutdown().stopping();

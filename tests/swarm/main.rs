@@ -10,6 +10,7 @@ mod rescue;
 mod reuse;
 mod rig;
 mod scheduled;
+mod scrub;
 mod traced;
 
 use std::time::Duration;

@@ -4,6 +4,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use d7y_chassis::config::ByteSize;
 use d7y_chassis::{HumanDuration, Secret, Shutdown, Tasks};
 use d7y_image::IndexSigner;
 use d7y_peer::{Config, Role, Running};
@@ -53,6 +54,8 @@ impl Cluster {
         config.transfer.listen = any;
         config.observability.listen = vec![any];
         config.fetch.origin_fallback_after = HumanDuration::from_millis(1500);
+        // Tests count what is found and fetched.
+        config.store.scrub.rate = ByteSize::bytes(0);
         config.seeds = seeds.iter().map(|seed| seed.running.transfer.to_string()).collect();
         change(&mut config);
         if config.role == Role::Seed {
@@ -142,10 +145,21 @@ impl Peer {
         }
     }
 
+    pub fn file_of(&self, reference: &LayerRef, name: &str) -> PathBuf {
+        self.store.join("layers").join(reference.digest.to_hex()).join(name)
+    }
+
     pub fn damage_pack(&self, reference: &LayerRef) {
-        let path = self.store.join("layers").join(reference.digest.to_hex()).join("pack");
-        let pack = fs::OpenOptions::new().write(true).open(path).unwrap();
-        pack.write_all_at(&[0xa5; 32], 200).unwrap();
+        self.damage(reference, "pack");
+    }
+
+    pub fn damage_device(&self, reference: &LayerRef) {
+        self.damage(reference, "device");
+    }
+
+    pub fn damage(&self, reference: &LayerRef, name: &str) {
+        let file = fs::OpenOptions::new().write(true).open(self.file_of(reference, name)).unwrap();
+        file.write_all_at(&[0xa5; 32], 200).unwrap();
     }
 
     /// What is on disk is of an earlier boot of the machine, as far as the next peer can tell.
@@ -166,12 +180,6 @@ impl Peer {
             entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         names.sort();
         names
-    }
-
-    pub fn damage_device(&self, reference: &LayerRef) {
-        let path = self.store.join("layers").join(reference.digest.to_hex()).join("device");
-        let device = fs::OpenOptions::new().write(true).open(path).unwrap();
-        device.write_all_at(&[0xa5; 32], 200).unwrap();
     }
 
     /// The sum of a metric's samples, 0 when there is none.

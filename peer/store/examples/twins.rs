@@ -22,7 +22,7 @@ fn main() {
     let store = open(directory.path());
     for name in 0..LAYERS {
         let layer = commit(&store, name, name * CHUNKS..(name + 1) * CHUNKS);
-        let bits = vec![0xff; CHUNKS.div_ceil(8) as usize];
+        let bits = vec![0xff; 2 * CHUNKS.div_ceil(8) as usize];
         fs::write(layer.paths().device_bits, bits).unwrap();
     }
     drop(store);

@@ -5,7 +5,10 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 
-/// A set of chunk numbers, most often kept in a file: bit `n % 8` of byte `n / 8`.
+use crate::uncached::forget_cached;
+
+/// A set of chunk numbers, most often kept in a file: bit `n % 8` of byte `n / 8`, and behind these bytes all of them once
+/// more. A bit counts at the next start where both copies have it ([`crate::claims`]): a flip in one makes none.
 ///
 /// Other processes read the file, so a byte is written only after the data that it vouches for.
 #[derive(Debug)]
@@ -14,21 +17,15 @@ pub struct Bitmap {
     bytes: Vec<AtomicU8>,
     len: u32,
     count: AtomicU32,
-    /// Serialises the writes of one byte to the file: the last write must hold all bits.
+    /// Held over a change and its writes: the last write must hold all bits, and who has the lock finds the file as the
+    /// memory is.
     writing: Mutex<()>,
 }
 
 impl Bitmap {
     /// Loads what the file holds; a file that is too short counts as zeros there.
     pub fn load(file: File, len: u32) -> io::Result<Self> {
-        let mut bytes = vec![0u8; len.div_ceil(8) as usize];
-        let mut at = 0;
-        while at < bytes.len() {
-            match file.read_at(&mut bytes[at..], at as u64)? {
-                0 => break,
-                n => at += n,
-            }
-        }
+        let bytes = read_padded(&file, len.div_ceil(8) as usize)?;
         Ok(Self { file: Some(file), ..Self::in_memory(bytes, len) })
     }
 
@@ -49,31 +46,48 @@ impl Bitmap {
 
     /// True when the bit was not set before.
     pub fn set(&self, n: u32) -> io::Result<bool> {
+        let _writing = self.writing.lock();
         let fresh = self.mark(n);
         if fresh {
-            self.write_byte(n as usize / 8)?;
+            // The bit itself last: killed in between, the copies differ and the chunk is hashed.
+            let bytes = self.bytes.len();
+            self.write_byte(n as usize / 8, bytes)?;
+            self.write_byte(n as usize / 8, 0)?;
         }
         Ok(fresh)
     }
 
     /// True when the bit was set before.
     pub fn clear(&self, n: u32) -> io::Result<bool> {
+        let _writing = self.writing.lock();
         let before = self.bytes[n as usize / 8].fetch_and(!(1 << (n % 8)), Ordering::AcqRel);
         let held = before >> (n % 8) & 1 == 1;
         if held {
             self.count.fetch_sub(1, Ordering::AcqRel);
-            self.write_byte(n as usize / 8)?;
+            self.write_byte(n as usize / 8, 0)?;
+            self.write_byte(n as usize / 8, self.bytes.len())?;
         }
         Ok(held)
     }
 
     pub fn set_all(&self, chunks: impl Iterator<Item = u32>) -> io::Result<()> {
+        let _writing = self.writing.lock();
         for n in chunks {
             self.mark(n);
         }
-        let Some(file) = &self.file else { return Ok(()) };
+        self.write_all()
+    }
+
+    /// Writes the file anew when it is not what this set is: true when it was not.
+    pub(crate) fn mend(&self) -> io::Result<bool> {
         let _writing = self.writing.lock();
-        file.write_all_at(&self.to_bytes(), 0)
+        let Some(file) = &self.file else { return Ok(false) };
+        forget_cached(file)?;
+        let mended = read_padded(file, 2 * self.bytes.len())? != self.to_bytes().repeat(2);
+        if mended {
+            self.write_all()?;
+        }
+        Ok(mended)
     }
 
     pub fn count(&self) -> u32 {
@@ -105,9 +119,29 @@ impl Bitmap {
         fresh
     }
 
-    fn write_byte(&self, at: usize) -> io::Result<()> {
+    /// Under the lock, as [`Self::write_all`].
+    fn write_byte(&self, number: usize, copy: usize) -> io::Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
-        let _writing = self.writing.lock();
-        file.write_all_at(&[self.bytes[at].load(Ordering::Acquire)], at as u64)
+        file.write_all_at(&[self.bytes[number].load(Ordering::Acquire)], (copy + number) as u64)
     }
+
+    fn write_all(&self) -> io::Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let bytes = self.to_bytes();
+        file.write_all_at(&bytes, bytes.len() as u64)?;
+        file.write_all_at(&bytes, 0)
+    }
+}
+
+/// The beginning of a file; what lies behind its end is zeros.
+fn read_padded(file: &File, bytes: usize) -> io::Result<Vec<u8>> {
+    let mut out = vec![0u8; bytes];
+    let mut at = 0;
+    while at < bytes {
+        match file.read_at(&mut out[at..], at as u64)? {
+            0 => break,
+            n => at += n,
+        }
+    }
+    Ok(out)
 }

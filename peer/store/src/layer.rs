@@ -9,6 +9,7 @@ use d7y_image::{Chunk, Codec, open_unchanged};
 use d7y_types::{BLOCK_BYTES, ByteRange, LayerRef, PackId, Sha256Digest, TableHash};
 use parking_lot::Mutex;
 use rustix::fs::copy_file_range;
+use serde::{Deserialize, Serialize};
 
 use crate::bitmap::Bitmap;
 use crate::claims::Claims;
@@ -47,6 +48,8 @@ pub struct Layer {
     pack: Arc<File>,
     pack_bits: Bitmap,
     claims: Claims,
+    /// Whether that was found at the opening; what the bits lost is among the claims.
+    pub(crate) bits_damaged: bool,
     /// What the store's limit counts: chunks and frames that are here or claimed to be, and the layer's small files.
     kept_bytes: AtomicU64,
     last_used: AtomicU64,
@@ -66,19 +69,21 @@ impl Layer {
         let sealed = fs::read(at("index")).map_err(StoreError::io(at("index")))?;
         let index = open_unchanged(&sealed)?;
         let reference = fs::read(at("reference.json")).map_err(StoreError::io(at("reference.json")))?;
-        let reference = serde_json::from_slice(&reference)
-            .map_err(|_| StoreError::Damaged { path: at("reference.json"), problem: "not a reference" })?;
+        let reference = KeptReference::read(&reference)
+            .ok_or(StoreError::Damaged { path: at("reference.json"), problem: "not as it was written" })?;
         let open = |name: &str| {
             let file = OpenOptions::new().read(true).write(true).open(at(name));
             file.map_err(StoreError::io(at(name)))
         };
-        Claims::set_aside(directory, boot).map_err(StoreError::io(directory))?;
         let len = index.chunks.len() as u32;
+        let bits_damaged = Claims::set_aside(directory, boot, index.chunks.len());
+        let bits_damaged = bits_damaged.map_err(StoreError::io(directory))?;
         let bits = |name: &str| Bitmap::load(open(name)?, len).map_err(StoreError::io(at(name)));
         let (device_bits, pack_bits) = (bits("device.bits")?, bits("pack.bits")?);
         let claims = Claims::load(directory, &index.chunks, &device_bits, &pack_bits);
         let layer = Self {
             claims: claims.map_err(StoreError::io(directory))?,
+            bits_damaged,
             pack_id: PackId { layer: index.layer, table: hash_table(&index.chunks) },
             reference,
             directory: directory.to_owned(),
@@ -105,7 +110,7 @@ impl Layer {
     /// and the end of the pack, in whole blocks.
     pub(crate) fn overhead_bytes(sealed_bytes: usize, chunks: usize) -> u64 {
         let blocks = |bytes: usize| (bytes as u64).next_multiple_of(BLOCK_BYTES);
-        blocks(sealed_bytes) + 2 * blocks(chunks.div_ceil(8)) + 4 * BLOCK_BYTES
+        blocks(sealed_bytes) + 2 * blocks(2 * chunks.div_ceil(8)) + 4 * BLOCK_BYTES
     }
 
     /// The same layer under the name that its directory is about to get.
@@ -162,9 +167,26 @@ impl Layer {
         }
     }
 
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// The index as it was signed; never one that was damaged since.
     pub fn sealed_index(&self) -> Result<Vec<u8>, StoreError> {
         let path = self.directory.join("index");
-        fs::read(&path).map_err(StoreError::io(path))
+        let sealed = fs::read(&path).map_err(StoreError::io(path))?;
+        self.check_index(&sealed)?;
+        Ok(sealed)
+    }
+
+    /// Whether this is an index of the same chunks, as somebody signed it.
+    pub(crate) fn check_index(&self, sealed: &[u8]) -> Result<(), StoreError> {
+        let index = open_unchanged(sealed)?;
+        if (PackId { layer: index.layer, table: hash_table(&index.chunks) }) != self.pack_id {
+            let path = self.directory.join("index");
+            return Err(StoreError::Damaged { path, problem: "it is of other chunks" });
+        }
+        Ok(())
     }
 
     /// Chunk numbers that overlap a range of the device.
@@ -248,6 +270,13 @@ impl Layer {
 
     pub(crate) fn device(&self) -> &File {
         &self.device
+    }
+
+    /// Writes what a chunk's bit vouches for over what lies there instead: whoever has the device mounted reads on in the
+    /// same file.
+    pub(crate) fn mend_data(&self, number: u32, offset: u64, data: &[u8]) -> io::Result<()> {
+        let _writing = self.writing(number);
+        self.device.write_all_at(data, offset)
     }
 
     fn writing(&self, number: u32) -> parking_lot::MutexGuard<'_, ()> {
@@ -355,6 +384,14 @@ impl Layer {
         Ok(())
     }
 
+    /// The chunk is not readable until it has been fetched and written anew, in the same place.
+    pub(crate) fn withdraw_data(&self, number: u32) -> Result<(), StoreError> {
+        if self.device_bits.clear(number).map_err(StoreError::io(&self.directory))? {
+            self.kept_bytes.fetch_sub(self.chunks[number as usize].bytes(), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
     /// Whether the caller is to confirm all chunks in [`Self::claimed`]: true once, when there are any.
     pub fn begin_confirming(&self) -> bool {
         self.claims.begin()
@@ -396,6 +433,37 @@ impl Layer {
 
     fn pack_matches(&self, number: u32, chunk: &Chunk) -> bool {
         self.read_frame(number).is_ok_and(|frame| crate::decode_chunk(chunk, &frame).is_ok())
+    }
+}
+
+/// `reference.json`: nothing else says whether each letter of it is as it was.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct KeptReference {
+    #[serde(flatten)]
+    reference: LayerRef,
+    /// Older files have none.
+    check: Option<String>,
+}
+
+impl KeptReference {
+    pub fn write(reference: &LayerRef) -> Vec<u8> {
+        let kept = Self { reference: reference.clone(), check: Some(Self::check(reference)) };
+        serde_json::to_vec(&kept).expect("a layer reference is plain data")
+    }
+
+    /// As older versions wrote it.
+    pub fn write_unchecked(reference: &LayerRef) -> Vec<u8> {
+        serde_json::to_vec(reference).expect("a layer reference is plain data")
+    }
+
+    fn read(bytes: &[u8]) -> Option<LayerRef> {
+        let kept: Self = serde_json::from_slice(bytes).ok()?;
+        let whole = kept.check.as_ref().is_none_or(|check| *check == Self::check(&kept.reference));
+        whole.then_some(kept.reference)
+    }
+
+    fn check(reference: &LayerRef) -> String {
+        blake3::hash(&Self::write_unchecked(reference)).to_string()
     }
 }
 

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use crate::bitmap::Bitmap;
 use crate::error::StoreError;
-use crate::layer::FrameLocation;
+use crate::layer::{FrameLocation, KeptReference};
 
 /// A layer whose index is not known yet: chunks arrive in device order while somebody reads the layer.
 ///
@@ -156,7 +156,7 @@ impl Staging {
         };
         bits("pack.bits", same)?;
         bits("device.bits", confirmed)?;
-        let reference = serde_json::to_vec(&self.reference).expect("a layer reference is plain data");
+        let reference = KeptReference::write(&self.reference);
         fs::write(self.directory.join("reference.json"), reference).map_err(path())?;
         fs::write(self.directory.join("boot"), boot).map_err(path())?;
         fs::write(self.directory.join("index"), sealed).map_err(path())

@@ -36,7 +36,7 @@ pub struct Usage {
     pub evicted_layers: u64,
     /// Of frames that were taken from other layers instead of being fetched, since the start.
     pub reused_bytes: u64,
-    /// Chunks that were found not to be what their bits said, since the start.
+    /// Chunks, frames and files that were found not to be what was written, since the start.
     pub damaged_chunks: u64,
 }
 
@@ -70,7 +70,7 @@ pub struct Store {
     /// Whether files of this file system can share blocks.
     clones: bool,
     pub(crate) reused_bytes: AtomicU64,
-    damaged_chunks: AtomicU64,
+    pub(crate) damaged_chunks: AtomicU64,
     _lock: File,
 }
 
@@ -114,6 +114,10 @@ impl Store {
         let layer = self.layers.lock().get(&digest).cloned()?;
         layer.touch(self.clock.fetch_add(1, Ordering::Relaxed));
         Some(layer)
+    }
+
+    pub(crate) fn boot(&self) -> &str {
+        &self.boot
     }
 
     /// Where others may keep what [`Self::count_beside`] is told of.
@@ -338,16 +342,38 @@ impl Store {
         Ok(true)
     }
 
+    /// Drops a layer that could not be opened again, so that it is fetched anew. False when it is mounted: it stays.
+    pub fn drop_damaged(&self, layer: &Arc<Layer>) -> Result<bool, StoreError> {
+        let mut layers = self.layers.lock();
+        if self.pinned.lock().contains(&layer.digest()) {
+            return Ok(false);
+        }
+        let held = layers.get(&layer.digest()).is_some_and(|held| Arc::ptr_eq(held, layer));
+        let leaving = if held { self.set_aside(&self.layer_path(layer.digest()))? } else { None };
+        if held {
+            layers.remove(&layer.digest());
+        }
+        drop(layers);
+        leaving.iter().for_each(|path| delete(path));
+        Ok(true)
+    }
+
     fn open_layers(&self) -> Result<(), StoreError> {
         let directory = self.options.directory.join("layers");
         for entry in fs::read_dir(&directory).map_err(StoreError::io(&directory))? {
             let path = entry.map_err(StoreError::io(&directory))?.path();
             match self.open_layer(&path) {
-                Ok(layer) => drop(self.layers.lock().insert(layer.digest(), Arc::new(layer))),
+                Ok(layer) => {
+                    if layer.bits_damaged {
+                        self.found_damaged_file(&layer, "device.bits or pack.bits");
+                    }
+                    self.layers.lock().insert(layer.digest(), Arc::new(layer));
+                }
                 Err(error) if error.is_shortage() => return Err(error),
                 Err(error) if error.is_damage() => {
                     let error = &error as &dyn std::error::Error;
                     tracing::warn!(path = %path.display(), error, "a damaged layer is dropped and will be refetched");
+                    self.damaged_chunks.fetch_add(1, Ordering::Relaxed);
                     self.set_aside(&path)?.iter().for_each(|path| delete(path));
                 }
                 Err(error) => {

@@ -49,7 +49,7 @@ impl ChunkTable {
 }
 
 /// Which chunks can be read from the device: what was seen in the peer's bitmap file, which only gains bits while
-/// the layer is pinned.
+/// the layer is pinned; where the disk has lost a chunk, the peer writes it anew, whether its bit is seen or not.
 #[derive(Debug)]
 pub struct Present {
     file: File,

@@ -67,7 +67,7 @@ impl Device {
         Ok(Some(ByteRange::new(offset, chunks.end().min(range.end()) - offset)))
     }
 
-    /// Whether all of it can be read now, and so for good: the peer only adds chunks, and removes a layer whole, which
+    /// Whether all of it can be read now, and so for good: the peer only adds chunks, mends them in place, and removes a layer whole, which
     /// leaves an open or mounted file as it is. The peer has hashed whatever an earlier boot of the machine claimed
     /// before it opens a layer at all.
     pub fn is_complete(&self) -> io::Result<bool> {

@@ -1,0 +1,137 @@
+//! Goes round all layers on this disk and looks for damage, slowly enough not to be felt.
+//!
+//! One task, one layer after the other, in no order: a peer that is restarted often begins elsewhere each time. What the
+//! store cannot mend itself is fetched. Nothing is remembered over a restart.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use d7y_store::{Layer, Scrub, Scrubbed, StoreError};
+use tokio::sync::watch;
+
+use crate::config::ScrubConfig;
+use crate::failure::chain;
+use crate::layers::{Layers, Lost};
+
+/// Chunks read in one turn, 1 to 2 MiB.
+const TURN_CHUNKS: usize = 16;
+/// A start is when containers start, too: they have the disk first.
+const FIRST_AFTER: Duration = Duration::from_secs(600);
+
+pub struct Scrubber {
+    layers: Arc<Layers>,
+    settings: watch::Receiver<ScrubConfig>,
+}
+
+impl Scrubber {
+    pub fn new(layers: Arc<Layers>, settings: watch::Receiver<ScrubConfig>) -> Self {
+        Self { layers, settings }
+    }
+
+    pub async fn run(mut self) {
+        let started = Instant::now();
+        self.rest(started, FIRST_AFTER).await;
+        loop {
+            let began = Instant::now();
+            // Weak: a pass takes hours, and an evicted layer must not keep its space.
+            let layers: Vec<_> = self.layers.store.layers().iter().map(Arc::downgrade).collect();
+            for layer in layers.iter().filter_map(Weak::upgrade) {
+                if let Err(error) = self.scrub(&layer).await
+                    && self.layers.store.holds(&layer)
+                {
+                    tracing::warn!(layer = %layer.digest(), error = chain(&error), "a layer cannot be scrubbed");
+                }
+            }
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            self.layers.metrics.scrub_finished.set(now.as_secs());
+            self.rest(began, Duration::MAX).await;
+        }
+    }
+
+    /// Until the interval, or less, has passed since then, and for as long as scrubbing is off.
+    async fn rest(&mut self, since: Instant, most: Duration) {
+        loop {
+            let ScrubConfig { rate, interval } = self.settings.borrow_and_update().clone();
+            let left = interval.get().min(most).saturating_sub(since.elapsed());
+            if rate.as_u64() > 0 && left.is_zero() {
+                return;
+            }
+            let wait = if rate.as_u64() > 0 { left } else { Duration::MAX };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                changed = self.settings.changed() => if changed.is_err() {
+                    // The daemon stops.
+                    std::future::pending().await
+                },
+            }
+        }
+    }
+
+    async fn scrub(&mut self, layer: &Arc<Layer>) -> Result<(), StoreError> {
+        let (store, of) = (self.layers.store.clone(), layer.clone());
+        let begun = blocking(move || {
+            let scrub = Scrub::begin(&store, &of)?;
+            let index_whole = scrub.check_files()?;
+            Ok((scrub, index_whole))
+        });
+        let Some((mut scrub, index_whole)) = begun.await? else { return Ok(()) };
+        if !index_whole && !self.layers.replace_index(layer).await? {
+            tracing::warn!(layer = %layer.digest(), "a mounted layer has a damaged index; restart d7y-peer to have it fetched anew");
+        }
+        let numbers: Vec<u32> = (0..layer.chunks().len() as u32).collect();
+        for numbers in numbers.chunks(TURN_CHUNKS) {
+            if !self.layers.store.holds(layer) {
+                return Ok(());
+            }
+            let (numbers, began) = (numbers.to_vec(), Instant::now());
+            let looks = {
+                // Hashing for readers has its turn, too.
+                let _turn = self.layers.confirmer.turn.acquire().await.expect("never closed");
+                let look = move || {
+                    let looks: Result<Vec<(u32, Scrubbed)>, StoreError> =
+                        numbers.into_iter().map(|number| Ok((number, scrub.check(number)?))).collect();
+                    looks.map(|looks| (scrub, looks))
+                };
+                blocking(look).await?
+            };
+            let Some((again, looks)) = looks else { return Ok(()) };
+            scrub = again;
+            self.found(layer, &looks).await;
+            let bytes = looks.iter().map(|(_, look)| look.read_bytes).sum();
+            self.pace(began, bytes).await;
+        }
+        Ok(())
+    }
+
+    async fn found(&self, layer: &Arc<Layer>, looks: &[(u32, Scrubbed)]) {
+        let of = |lost: fn(&Scrubbed) -> bool| {
+            looks.iter().filter(|(_, look)| lost(look)).map(|(number, _)| *number).collect::<Vec<u32>>()
+        };
+        let lost = Lost { data: of(|look| look.data_lost), frames: of(|look| look.frame_lost) };
+        if lost.data.is_empty() && lost.frames.is_empty() {
+            return;
+        }
+        if let Err(error) = self.layers.refetch(layer, lost).await {
+            tracing::warn!(layer = %layer.digest(), error = chain(&error), "damaged chunks are not fetched yet");
+        }
+    }
+
+    /// Waits until so many bytes may have been read since then.
+    async fn pace(&mut self, began: Instant, bytes: u64) {
+        self.layers.metrics.scrubbed_bytes.inc_by(bytes);
+        let rate = self.settings.borrow().rate.as_u64();
+        if rate == 0 {
+            self.rest(began, Duration::ZERO).await;
+            return;
+        }
+        let owed = Duration::from_secs_f64(bytes as f64 / rate as f64);
+        tokio::time::sleep(owed.saturating_sub(began.elapsed())).await;
+    }
+}
+
+/// Nothing when the daemon stops.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<Option<T>, StoreError> {
+    tokio::task::spawn_blocking(work).await.ok().transpose()
+}
