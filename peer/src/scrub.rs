@@ -4,10 +4,11 @@
 //! store cannot mend itself is fetched. Nothing is remembered over a restart.
 
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use d7y_store::{Layer, Scrub, Scrubbed, StoreError};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::config::ScrubConfig;
 use crate::failure::chain;
@@ -30,7 +31,7 @@ impl Scrubber {
 
     pub async fn run(mut self) {
         let started = Instant::now();
-        self.rest(started, FIRST_AFTER).await;
+        rest(&mut self.settings, started, FIRST_AFTER).await;
         loop {
             let began = Instant::now();
             // Weak: a pass takes hours, and an evicted layer must not keep its space.
@@ -44,26 +45,7 @@ impl Scrubber {
             }
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             self.layers.metrics.scrub_finished.set(now.as_secs());
-            self.rest(began, Duration::MAX).await;
-        }
-    }
-
-    /// Until the interval, or less, has passed since then, and for as long as scrubbing is off.
-    async fn rest(&mut self, since: Instant, most: Duration) {
-        loop {
-            let ScrubConfig { rate, interval } = self.settings.borrow_and_update().clone();
-            let left = interval.get().min(most).saturating_sub(since.elapsed());
-            if rate.as_u64() > 0 && left.is_zero() {
-                return;
-            }
-            let wait = if rate.as_u64() > 0 { left } else { Duration::MAX };
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                changed = self.settings.changed() => if changed.is_err() {
-                    // The daemon stops.
-                    std::future::pending().await
-                },
-            }
+            rest(&mut self.settings, began, Duration::MAX).await;
         }
     }
 
@@ -121,11 +103,30 @@ impl Scrubber {
         self.layers.metrics.scrubbed_bytes.inc_by(bytes);
         let rate = self.settings.borrow().rate.as_u64();
         if rate == 0 {
-            self.rest(began, Duration::ZERO).await;
+            rest(&mut self.settings, began, Duration::ZERO).await;
             return;
         }
         let owed = Duration::from_secs_f64(bytes as f64 / rate as f64);
         tokio::time::sleep(owed.saturating_sub(began.elapsed())).await;
+    }
+}
+
+/// Until the interval, or less, has passed since then, and for as long as scrubbing is off.
+async fn rest(settings: &mut watch::Receiver<ScrubConfig>, since: Instant, most: Duration) {
+    loop {
+        let ScrubConfig { rate, interval } = settings.borrow_and_update().clone();
+        let left = interval.get().min(most).saturating_sub(since.elapsed());
+        if rate.as_u64() > 0 && left.is_zero() {
+            return;
+        }
+        let wait = if rate.as_u64() > 0 { left } else { Duration::MAX };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            changed = settings.changed() => if changed.is_err() {
+                // The daemon stops.
+                std::future::pending().await
+            },
+        }
     }
 }
 
@@ -134,4 +135,35 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<Option<T>, StoreError> {
     tokio::task::spawn_blocking(work).await.ok().transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use d7y_chassis::config::ByteSize;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pass_begins_at_its_time_unless_switched_off() {
+        let (changes, mut settings) = watch::channel(ScrubConfig::default());
+        let mut rested = async |most| {
+            let began = Instant::now();
+            rest(&mut settings, began, most).await;
+            began.elapsed().as_secs()
+        };
+        assert_eq!(rested(FIRST_AFTER).await, 600);
+        assert_eq!(rested(Duration::MAX).await, 24 * 3600);
+        let set = |mib: u64, hours: u64| {
+            changes.send_modify(|now| {
+                now.rate = ByteSize::mib(mib);
+                now.interval = d7y_chassis::HumanDuration::from_secs(hours * 3600);
+            });
+        };
+        set(0, 24);
+        let changing = async {
+            tokio::time::sleep(Duration::from_secs(100 * 3600)).await;
+            set(1, 101);
+        };
+        assert_eq!(tokio::join!(rested(Duration::MAX), changing).0, 101 * 3600);
+    }
 }

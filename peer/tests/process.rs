@@ -132,6 +132,7 @@ fn every_obstacle_has_a_sentence_and_a_code() {
     fs::write(place.path("store/format"), "77\n").unwrap();
     check_refusal(place.peer(&[]), 65, &["\"77\"", "version 1", "move it away"]);
     check_refusal(place.peer(&["store.limit=7"]), 78, &["store.limit", "1MiB"]);
+    check_refusal(place.peer(&["store.scrub.interval=0s"]), 78, &["store.scrub.interval", "1s"]);
     check_refusal(
         place.peer(&["log.level=verbose"]),
         78,
@@ -193,12 +194,13 @@ fn a_reload_takes_over_what_it_can_and_names_the_rest() {
     let before = fs::read_to_string(&config).unwrap();
     assert_eq!(store_limit(&place), 100 << 30);
 
-    let changed =
-        before.replace("store:\n", "store:\n  limit: 5GiB\n").replace("peerId: test", "peerId: other");
+    let changed = before
+        .replace("store:\n", "store:\n  limit: 5GiB\n  scrub:\n    rate: 1MiB\n")
+        .replace("peerId: test", "peerId: other");
     fs::write(&config, format!("{changed}log:\n  level: d7y_chassis=info\n")).unwrap();
     running.signal(Signal::SIGHUP);
     let said = running.wait_for("was read again");
-    assert!(said.contains("log.level") && said.contains("store.limit"), "{said}");
+    assert!(["log.level", "store.limit", "store.scrub.rate"].iter().all(|key| said.contains(key)), "{said}");
     let said = running.wait_for("next start");
     assert!(said.contains("peerId") && !said.contains("store.limit"), "{said}");
     // The reload's receiver is told before the log is written, and acts on its own thread.

@@ -93,3 +93,29 @@ async fn a_seed_fetches_the_frames_that_its_disk_lost_from_a_node() {
     seed.wait_for_metric(DAMAGED, 1.0).await;
     wait_for_bytes(&pack, &frames).await;
 }
+
+/// Who has the device mounted asks nobody: as urgent as a read, so that the origin is asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_else_has_comes_from_the_origin_unasked() {
+    let registry = FakeRegistry::start().await;
+    let layer = TestLayer::random(40, 50_000);
+    let reference = layer.push(&registry);
+    let cluster = Cluster::new();
+    let node = cluster.start_with("node", &[], scrubs).await;
+    node.assert_reads(&reference, &layer).await;
+    let device = node.file_of(&reference, "device");
+    node.damage_pack(&reference);
+    node.wait_for_metric(DAMAGED, 1.0).await;
+    node.damage_device(&reference);
+    wait_for_bytes(&device, &layer.device).await;
+    node.wait_for_metric("d7y_peer_origin_refills_total", 1.0).await;
+
+    node.damage(&reference, "index");
+    let deadline = Instant::now() + SOON;
+    while device.exists() {
+        assert!(Instant::now() < deadline, "the layer stays though its index is damaged");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    node.assert_reads(&reference, &layer).await;
+    node.wait_for_metric(DAMAGED, 3.0).await;
+}
