@@ -36,8 +36,9 @@ impl OpenFailure {
     pub fn from_origin(error: &OriginError) -> Self {
         let code = match error {
             OriginError::Unauthorized { .. } | OriginError::Credentials { .. } => FailureCode::Unauthorized,
-            OriginError::NotFound { .. } => FailureCode::NotFound,
-            OriginError::TooLong { .. } | OriginError::Name(_) => FailureCode::Corrupt,
+            // A name that is none here says nothing about the layer.
+            OriginError::NotFound { .. } | OriginError::Name(_) => FailureCode::NotFound,
+            OriginError::TooLong { .. } => FailureCode::Corrupt,
             _ => FailureCode::Unavailable,
         };
         Self::new(code, chain(error))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use d7y_image::{BuildOptions, Chunk, ChunkSink, build_layer};
-use d7y_origin::{Origin, OriginError};
+use d7y_origin::{BlobStream, Origin, OriginError};
 use d7y_store::{Layer, Staging, Store, StoreError};
 use d7y_types::LayerRef;
 use tokio::sync::mpsc;
@@ -40,7 +40,9 @@ impl Ingester {
         let sink =
             StagingSink { store: self.store.clone(), staging: staging.clone(), reporter: reporter.clone() };
         let (this, reference) = (self.clone(), layer.clone());
-        self.read(layer, move |body| {
+        let blob = self.origin.open_blob(layer, 0).await.map_err(|error| OpenFailure::from_origin(&error))?;
+        reporter.supplied();
+        self.read(layer, blob, move |body| {
             let index = this.build(&reference, body, sink)?;
             let sealed = this.trust.seal(&index).map_err(|error| OpenFailure::internal(&error))?;
             this.store.commit(&staging, &index, &sealed).map_err(|error| OpenFailure::internal(&error))
@@ -54,7 +56,9 @@ impl Ingester {
         let (layer, store, fetcher) = (layer.clone(), self.store.clone(), fetcher.clone());
         let (this, reference) = (self.clone(), layer.reference().clone());
         let sink = RefillSink { layer, store, fetcher, devices: self.devices };
-        self.read(&reference.clone(), move |body| this.build(&reference, body, sink).map(drop)).await
+        let blob =
+            self.origin.open_blob(&reference, 0).await.map_err(|error| OpenFailure::from_origin(&error))?;
+        self.read(&reference.clone(), blob, move |body| this.build(&reference, body, sink).map(drop)).await
     }
 
     fn build(
@@ -74,10 +78,9 @@ impl Ingester {
     async fn read<T: Send + 'static>(
         &self,
         layer: &LayerRef,
+        mut blob: BlobStream,
         work: impl FnOnce(Body) -> Result<T, OpenFailure> + Send + 'static,
     ) -> Result<T, OpenFailure> {
-        let mut blob =
-            self.origin.open_blob(layer, 0).await.map_err(|error| OpenFailure::from_origin(&error))?;
         let (parts, received) = mpsc::channel(READ_AHEAD);
         let body = Body { parts: received, rest: Bytes::new(), failure: None };
         let work = tokio::task::spawn_blocking(move || work(body));

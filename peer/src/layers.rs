@@ -161,7 +161,7 @@ impl Layers {
             let absent = || OpenFailure::new(FailureCode::Unavailable, "this node does not have the layer");
             return running.ok_or_else(absent);
         }
-        match self.openings.join(layer.digest) {
+        match self.openings.join(layer) {
             Join::Follow(progress) => Ok(Open::Following(progress)),
             Join::Lead(progress, reporter) => {
                 let (this, layer) = (self.clone(), layer.clone());
@@ -180,7 +180,13 @@ impl Layers {
         // nor this peer by an answer from before: peers that wait for each other read nothing.
         self.directory.announce(layer.digest, State::None);
         self.directory.forget(layer.digest);
-        let outcome = match self.obtain(&layer, &reporter).await {
+        let obtained = tokio::select! {
+            obtained = self.obtain(&layer, &reporter) => obtained,
+            () = reporter.given_up() => {
+                Err(OpenFailure::new(FailureCode::Unavailable, "nobody gave it in time, and it is pulled in another way"))
+            }
+        };
+        let outcome = match obtained {
             Ok(ready) => {
                 tracing::info!(layer = %layer.digest, chunks = ready.chunks().len(), ms = began.elapsed().as_millis() as u64, "layer index is here");
                 self.directory.announce(layer.digest, inventory_state(&ready));
@@ -268,7 +274,7 @@ impl Layers {
     ) -> Result<Arc<Layer>, OpenFailure> {
         let mut last = OpenFailure::new(FailureCode::Unavailable, "no peer has the layer");
         for parent in &plan.ask {
-            let received = self.receiver.receive(parent.address, layer, reporter, patience).await;
+            let received = self.receiver.receive(*parent, layer, reporter, patience).await;
             reporter.follows([]);
             match received {
                 Ok(ready) => {

@@ -21,7 +21,7 @@ use crate::failure::{OpenFailure, chain};
 use crate::fetch::{Brought, FetchError, Giver, Uncached};
 use crate::layers::{Asker, Layers, Open};
 use crate::metrics::Metrics;
-use crate::openings::{self, Outcome};
+use crate::openings::{self, Outcome, Supply};
 use crate::trace::{Traces, chunks};
 
 /// Descriptors parked at once; one per snapshotter is what is needed.
@@ -89,6 +89,7 @@ impl LocalService {
             return Answer::failure(Reason::Invalid, "the layer reference is malformed");
         };
         let deadline = Duration::from_millis(u64::from(open.deadline_ms));
+        let supply = Duration::from_millis(u64::from(open.supply_deadline_ms)).checked_sub(deadline);
         let opened = async {
             match self.layers.open(&layer, Asker::Local).await? {
                 Open::Ready(ready) => Ok(ready),
@@ -99,7 +100,7 @@ impl LocalService {
             }
         };
         match tokio::time::timeout(deadline, opened).await {
-            Err(_) => Answer::failure(Reason::Deadline, "the layer is still being read; ask again"),
+            Err(_) => self.not_yet(&layer, supply).await,
             Ok(Err(failure)) => refuse(&failure),
             Ok(Ok(layer)) => {
                 let paths = layer.paths();
@@ -110,6 +111,19 @@ impl LocalService {
                     bitmap_path: text(paths.device_bits),
                 }))
             }
+        }
+    }
+
+    /// The index is not here yet; `supply` is how long one waits who wants to know whether it ever will be.
+    async fn not_yet(&self, layer: &LayerRef, supply: Option<Duration>) -> Answer {
+        let supply = match supply {
+            Some(within) => self.layers.openings.supply(layer, within).await,
+            None => Supply::Shown,
+        };
+        match supply {
+            Supply::Shown => Answer::failure(Reason::Deadline, "the layer is still being read; ask again"),
+            Supply::Failed(failure) => refuse(&failure),
+            Supply::NotShown(why) => Answer::failure(Reason::Unsupplied, why.to_string()),
         }
     }
 

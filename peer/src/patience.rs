@@ -46,6 +46,11 @@ impl Patience {
         }
     }
 
+    /// Whether the parent has shown that it reads the layer, or waits for somebody who does.
+    pub fn has_worked(&self, parent: SocketAddr) -> bool {
+        self.working.contains(&parent) || self.gave_up.contains(&parent)
+    }
+
     /// The parent said that it cannot give the layer.
     pub fn failed(&mut self, from: SocketAddr) {
         if self.working.remove(&from) {

@@ -11,6 +11,7 @@ use d7y_transfer::{ClientError, FailureCode, OpenStream, Opened, Purpose};
 use d7y_types::LayerRef;
 
 use crate::failure::{OpenFailure, chain};
+use crate::fetch::Parent;
 use crate::metrics::{Metrics, Source};
 use crate::openings::{Reporter, WORKING_EVERY};
 use crate::patience::{Patience, Sign};
@@ -36,12 +37,13 @@ pub struct Receiver {
 impl Receiver {
     pub async fn receive(
         &self,
-        from: SocketAddr,
+        parent: Parent,
         layer: &LayerRef,
         reporter: &Reporter,
         patience: &mut Patience,
     ) -> Result<Arc<Layer>, OpenFailure> {
         let unreachable = |error: ClientError| OpenFailure::new(FailureCode::Unavailable, chain(&error));
+        let Parent { address: from, seed } = parent;
         let mut stream =
             OpenStream::connect(from, &self.peer_id, layer, CONNECT_TIMEOUT).await.map_err(unreachable)?;
         let parent = stream.peer_id().to_string();
@@ -52,6 +54,7 @@ impl Receiver {
             match stream.next(IDLE_TIMEOUT).await.map_err(unreachable)? {
                 Opened::Staged { number, record, frame } => {
                     advanced = Instant::now();
+                    reporter.supplied();
                     patience.sign(from, Sign::Chunk, advanced);
                     staged.push(number, &record, frame).await?;
                 }
@@ -73,6 +76,9 @@ impl Receiver {
                 }
                 Opened::Index(sealed) => return self.commit(layer, staged.staging, sealed).await,
                 Opened::Failed { code, message } => {
+                    if seed || patience.has_worked(from) {
+                        reporter.refused(&message);
+                    }
                     patience.failed(from);
                     return Err(OpenFailure::new(code, message));
                 }

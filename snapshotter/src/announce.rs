@@ -16,8 +16,6 @@ const MAX_REMEMBERED: usize = 256;
 /// What the peer has said about an image.
 #[derive(Debug, Clone, Copy)]
 pub struct Announced {
-    /// When it was told first.
-    pub at: Instant,
     /// Whether the cluster knows how the image is used.
     pub has_trace: bool,
 }
@@ -46,7 +44,7 @@ impl Announcer {
         reference: &str,
         layers: &[LayerRef],
     ) -> Result<Announced, ClientError> {
-        let (started, cell) = self.remember(manifest);
+        let cell = self.remember(manifest);
         let announce = async || {
             let image = OpenImage {
                 manifest_digest: manifest.0.to_vec(),
@@ -54,17 +52,17 @@ impl Announcer {
                 layers: layers.iter().map(layer_to_wire).collect(),
             };
             let has_trace = self.peer.open_image(image, DEADLINE).await?;
-            Ok(Announced { at: started, has_trace })
+            Ok(Announced { has_trace })
         };
         cell.get_or_try_init(announce).await.copied()
     }
 
-    fn remember(&self, manifest: Sha256Digest) -> (Instant, Arc<OnceCell<Announced>>) {
+    fn remember(&self, manifest: Sha256Digest) -> Arc<OnceCell<Announced>> {
         let link = *self.peer.link().borrow();
         let mut images = self.images.lock();
         let known = images.get(&manifest).filter(|image| image.link == link);
         if let Some(image) = known {
-            return (image.started, Arc::clone(&image.cell));
+            return Arc::clone(&image.cell);
         }
         while images.len() >= MAX_REMEMBERED {
             let Some(oldest) = images.iter().min_by_key(|(_, image)| image.started).map(|(key, _)| *key)
@@ -74,8 +72,8 @@ impl Announcer {
             images.remove(&oldest);
         }
         let image = Image { started: Instant::now(), link, cell: Arc::default() };
-        let handle = (image.started, Arc::clone(&image.cell));
+        let cell = Arc::clone(&image.cell);
         images.insert(manifest, image);
-        handle
+        cell
     }
 }

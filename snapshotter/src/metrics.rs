@@ -44,6 +44,8 @@ pub enum PrepareOutcome {
     PeerUnavailable,
     /// containerd downloads it: the peer has no credentials for the registry.
     Unauthorized,
+    /// containerd downloads it: neither the registry nor the swarm gave the peer anything of it in time.
+    Unsupplied,
     /// containerd downloads it: the peer cannot supply it for another reason.
     PeerRefused,
     /// An error: the layer is not what its digest says.

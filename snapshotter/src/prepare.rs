@@ -12,6 +12,7 @@ use crate::error::SnapshotError;
 use crate::layers::Backing;
 use crate::meta::{Chained, Kind, MetaError, NewSnapshot, RemoteLayer, Snapshot};
 use crate::metrics::PrepareOutcome;
+use crate::pulls::Pulling;
 use crate::resolve::{Hints, Image, Unresolved, namespace_of};
 use crate::snapshotter::{Snapshotter, blocking};
 use crate::starts::{Step, What};
@@ -19,6 +20,9 @@ use crate::status::chain;
 
 /// How long containerd's content store may take to tell whose layer it is.
 const RESOLVE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the layers of a pull together may wait until somebody has shown that he can give them; then containerd pulls
+/// what is left. Longer than the peer waits before it reads the origin itself (`fetch.originFallbackAfter`).
+const SUPPLY_WAIT: Duration = Duration::from_secs(15);
 /// Every layer may wait this long, even when the image's wait is used up: enough to learn of a refusal.
 const MIN_LAYER_WAIT: Duration = Duration::from_millis(50);
 /// A start that touches nothing new for this long is handed to the peer, so that the next node need not wait for the
@@ -32,7 +36,13 @@ const TRACE_DEADLINE: Duration = Duration::from_secs(30);
 /// Why a layer is left to containerd.
 struct Fallback {
     outcome: PrepareOutcome,
-    why: String,
+    why: Why,
+}
+
+enum Why {
+    Itself(String),
+    /// A layer below it was.
+    Below,
 }
 
 enum NotLazy {
@@ -47,7 +57,7 @@ impl From<SnapshotError> for NotLazy {
 }
 
 fn fallback(outcome: PrepareOutcome, why: impl Into<String>) -> NotLazy {
-    NotLazy::Fallback(Fallback { outcome, why: why.into() })
+    NotLazy::Fallback(Fallback { outcome, why: Why::Itself(why.into()) })
 }
 
 impl Snapshotter {
@@ -66,11 +76,15 @@ impl Snapshotter {
             }
             Err(NotLazy::Fallback(Fallback { outcome, why })) => {
                 self.metrics.prepared(outcome);
-                tracing::warn!(
-                    chain_id = %hints.chain_id,
-                    reason = ?outcome,
-                    "containerd downloads this layer and those above it: {why}"
-                );
+                let (chain_id, reason) = (hints.chain_id, outcome);
+                match why {
+                    Why::Itself(why) => tracing::warn!(
+                        %chain_id,
+                        ?reason,
+                        "containerd downloads this layer and those above it: {why}"
+                    ),
+                    Why::Below => tracing::debug!(%chain_id, ?reason, "it lies above a layer that was left"),
+                }
                 self.create(Kind::Active, new).await
             }
             Err(NotLazy::Error(error)) => {
@@ -89,10 +103,17 @@ impl Snapshotter {
         self.note(&image, None, What::Resolve, began);
         let position = position(&image, hints, &parents)
             .ok_or_else(|| fallback(PrepareOutcome::UnknownImage, "its parent is not the layer below it"))?;
-        let Some(layer) = image.layers[position].clone() else {
-            return Err(fallback(PrepareOutcome::MediaType, "its media type is not that of a tar layer"));
+        let pulling = self.pulls.asked(image.manifest, position, Instant::now());
+        if let Some(outcome) = pulling.left {
+            return Err(NotLazy::Fallback(Fallback { outcome, why: Why::Below }));
+        }
+        let layer = match self.find_layer(&image, position, pulling).await {
+            Err(NotLazy::Fallback(fallback)) => {
+                self.pulls.left(image.manifest, fallback.outcome);
+                return Err(NotLazy::Fallback(fallback));
+            }
+            found => found?,
         };
-        self.open_at_peer(&image, &layer).await?;
         let remote = RemoteLayer {
             layer,
             chain_id: hints.chain_id,
@@ -122,19 +143,29 @@ impl Snapshotter {
         }
     }
 
-    /// Learns whether the peer can supply the layer. One that is still being read counts as supplied.
-    async fn open_at_peer(&self, image: &Image, layer: &LayerRef) -> Result<(), NotLazy> {
+    /// The layer, if the peer can supply it. One that is still being read counts as supplied, one that nobody has shown to
+    /// have does not: once containerd is told that the layer is here, it never downloads it.
+    async fn find_layer(
+        &self,
+        image: &Image,
+        position: usize,
+        pulling: Pulling,
+    ) -> Result<LayerRef, NotLazy> {
+        let Some(layer) = &image.layers[position] else {
+            return Err(fallback(PrepareOutcome::MediaType, "its media type is not that of a tar layer"));
+        };
         let layers: Vec<_> = image.layers.iter().flatten().cloned().collect();
         let began = Instant::now();
         let announced = self.announcer.announce(image.manifest, &image.reference, &layers).await;
         let announced = announced.map_err(|error| refused(layer.digest, error))?;
         self.note(image, None, What::Announce { has_trace: announced.has_trace }, began);
-        let left = (announced.at + self.waits.prepare).saturating_duration_since(Instant::now());
         let began = Instant::now();
-        let opened = self.peer.open_layer(layer, left.max(MIN_LAYER_WAIT)).await;
+        let left = |wait| (pulling.began + wait).saturating_duration_since(began).max(MIN_LAYER_WAIT);
+        let (index, supply) = (left(self.waits.prepare), left(SUPPLY_WAIT));
+        let opened = self.peer.open_if_supplied(layer, index, supply).await;
         self.note(image, Some(layer.digest), What::Index, began);
         match opened {
-            Ok(_) | Err(ClientError::Refused { reason: Reason::Deadline, .. }) => Ok(()),
+            Ok(_) | Err(ClientError::Refused { reason: Reason::Deadline, .. }) => Ok(layer.clone()),
             Err(error) => Err(refused(layer.digest, error)),
         }
     }
@@ -261,6 +292,9 @@ fn refused(layer: Sha256Digest, error: ClientError) -> NotLazy {
             return NotLazy::Error(SnapshotError::Corrupt { layer, message });
         }
         ClientError::Refused { reason: Reason::Unauthorized, .. } => PrepareOutcome::Unauthorized,
+        ClientError::Refused { reason: Reason::Unsupplied | Reason::Unavailable, .. } => {
+            PrepareOutcome::Unsupplied
+        }
         ClientError::Deadline(_) => PrepareOutcome::PeerUnavailable,
         _ => PrepareOutcome::PeerRefused,
     };

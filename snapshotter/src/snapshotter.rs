@@ -21,6 +21,7 @@ use crate::meta::{
 use crate::metrics::Metrics;
 use crate::overlay::{Access, Stack, Upper};
 use crate::place::Place;
+use crate::pulls::Pulls;
 use crate::resolve::Resolver;
 use crate::starts::Starts;
 use crate::status::chain as chain_of;
@@ -36,6 +37,7 @@ pub struct Snapshotter {
     pub(crate) resolver: Option<Resolver>,
     pub(crate) peer: LocalClient,
     pub(crate) announcer: Announcer,
+    pub(crate) pulls: Pulls,
     pub(crate) recorder: Arc<Recorder>,
     pub(crate) metrics: Metrics,
     pub(crate) spans: Spans,

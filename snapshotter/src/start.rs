@@ -33,6 +33,7 @@ use crate::layers::{
 use crate::meta::{MetaError, Store};
 use crate::metrics::Metrics;
 use crate::place::Place;
+use crate::pulls::Pulls;
 use crate::resolve::{ContainerdContent, Resolver};
 use crate::service::SnapshotsService;
 use crate::snapshotter::{Snapshotter, Waits};
@@ -160,6 +161,7 @@ async fn take_over(
         resolver: content.map(|content| Resolver::new(Arc::new(content))),
         peer: peer.clone(),
         announcer: Announcer::new(peer.clone()),
+        pulls: Pulls::default(),
         recorder,
         metrics,
         spans,

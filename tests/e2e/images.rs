@@ -41,7 +41,7 @@ pub fn everything(lab: &Lab, tag: &str) -> Result<Image> {
         .end();
     let empty = Tar::default().end();
     // Not the old GNU form of sparse files: the oracle, umoci, does not read it.
-    let sparse = tar(&holes)?;
+    let sparse = tar(&holes, "sparse")?;
     let layers = [
         Content::Tree(&base),
         Content::Tree(&first),
@@ -161,9 +161,10 @@ fn sparse(root: &Path) -> Result<()> {
     Ok(fs::write(root.join("sparse").join("l".repeat(150)), "a name too long for one header\n")?)
 }
 
-fn tar(dir: &Path) -> Result<Vec<u8>> {
+/// A tar stream of what is called `name` in a directory.
+pub fn tar(dir: &Path, name: &str) -> Result<Vec<u8>> {
     let mut tar = command("tar", ["--create", "--sparse", "--sort=name", "--mtime=@1700000000"]);
-    tar.args(["--format=posix", "--directory"]).arg(dir).arg("sparse");
+    tar.args(["--format=posix", "--directory"]).arg(dir).arg(name);
     let output = tar.stderr(Stdio::inherit()).output().context("cannot start tar")?;
     ensure!(output.status.success(), "tar failed");
     Ok(output.stdout)

@@ -126,8 +126,32 @@ impl LocalClient {
         layer: &LayerRef,
         deadline: Duration,
     ) -> Result<local::LayerOpened, ClientError> {
-        let request = local::OpenLayer { layer: Some(layer_to_wire(layer)), deadline_ms: millis(deadline) };
-        match self.kind(request::Kind::OpenLayer(request), deadline + ANSWER_GRACE).await? {
+        self.open(layer, deadline, Duration::ZERO).await
+    }
+
+    /// As [`LocalClient::open_layer`], for one who still can do without the layer: what nobody has shown to be able to
+    /// give within `supply` is refused as [`Reason::Unsupplied`].
+    pub async fn open_if_supplied(
+        &self,
+        layer: &LayerRef,
+        deadline: Duration,
+        supply: Duration,
+    ) -> Result<local::LayerOpened, ClientError> {
+        self.open(layer, deadline, supply.max(deadline)).await
+    }
+
+    async fn open(
+        &self,
+        layer: &LayerRef,
+        deadline: Duration,
+        supply: Duration,
+    ) -> Result<local::LayerOpened, ClientError> {
+        let request = local::OpenLayer {
+            layer: Some(layer_to_wire(layer)),
+            deadline_ms: millis(deadline),
+            supply_deadline_ms: millis(supply),
+        };
+        match self.kind(request::Kind::OpenLayer(request), deadline.max(supply) + ANSWER_GRACE).await? {
             response::Kind::LayerOpened(opened) => Ok(opened),
             _ => Err(ClientError::Malformed),
         }

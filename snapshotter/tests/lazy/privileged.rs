@@ -320,6 +320,24 @@ async fn what_the_peer_cannot_supply_is_left_to_containerd() {
     assert_eq!(mounts[0].r#type, "bind");
 }
 
+/// containerd downloads them in any case.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lies_above_a_layer_that_was_left_is_left_too() {
+    let setting = Setting::new("auto", &[]).await;
+    let (base, second) = (setting.chain_ids[0], setting.chain_ids[1]);
+    *setting.peer.mood.lock() = Mood::Refuses(Reason::Unsupplied);
+    let mounts = setting.containerd.pull_layer(base, "").await.unwrap();
+    assert_eq!(mounts[0].r#type, "bind");
+    setting.containerd.commit(&format!("extract-1-abcd {base}"), &base.to_string()).await.unwrap();
+    *setting.peer.mood.lock() = Mood::Willing;
+    let above = setting.containerd.pull_layer(second, &base.to_string()).await;
+    assert_eq!(above.expect("it is lazy")[0].r#type, "overlay");
+
+    setting.containerd.remove(&format!("extract-1-abcd {second}")).await.unwrap();
+    setting.containerd.remove(&base.to_string()).await.unwrap();
+    setting.containerd.pull(&setting.chain_ids).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_that_waits_for_an_index_holds_nobody_up() {
     let mut setting = Setting::new("auto", &["prepareWait=200ms"]).await;

@@ -19,7 +19,7 @@ impl Found {
     fn by(lab: &Lab, cluster: &Cluster, node: &D7yNode) -> Result<Self> {
         let host = &node.node.host;
         let mut doctor = host.command(lab.places.daemon("d7y")?);
-        doctor.args(["doctor", "-o", "json", "--registry", cluster.registry.name()]);
+        doctor.args(["doctor", "-o", "json", "--registry", &cluster.registry.name()]);
         doctor.arg("--peer").arg(node.peer.service.config_file());
         doctor.arg("--snapshotter").arg(node.snapshotter.config_file());
         doctor.arg("--containerd-config").arg(host.dir.join("containerd/config.toml"));

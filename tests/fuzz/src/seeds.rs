@@ -90,7 +90,11 @@ pub fn local() -> Seeds {
             reference: "registry.example/app:1".into(),
             layers: vec![layer.clone()],
         }),
-        request::Kind::OpenLayer(local::OpenLayer { layer: Some(layer), deadline_ms: 1 }),
+        request::Kind::OpenLayer(local::OpenLayer {
+            layer: Some(layer),
+            deadline_ms: 1,
+            supply_deadline_ms: 2,
+        }),
         request::Kind::EnsureRange(local::EnsureRange {
             digest: digest.clone(),
             offset: 1,

@@ -49,13 +49,21 @@ impl Cluster {
         Self::around(lab, registry, None, seed)
     }
 
+    /// As [`Cluster::start`], with the registry at a port of which nobody tells the peers.
+    ///
+    /// # Errors
+    /// One of the daemons does not come up.
+    pub fn with_registry_at(lab: &Lab, port: u16) -> Result<Self> {
+        Self::around(lab, Registry::start_at(lab, port)?, None, Link(None))
+    }
+
     /// With a manager, through which peers find scheduler and seed.
     ///
     /// # Errors
     /// One of the daemons does not come up.
     pub fn managed(lab: &Lab, seed: Link) -> Result<Self> {
         let registry = Registry::start(lab)?;
-        let manager = Manager::start(lab, registry.name())?;
+        let manager = Manager::start(lab, registry.host())?;
         Self::around(lab, registry, Some(manager), seed)
     }
 
@@ -71,7 +79,7 @@ impl Cluster {
         };
         let signing_key = hex::encode(random_bytes::<32>()?);
         let shared = config::Shared {
-            registry: registry.name().to_owned(),
+            registry: registry.host().to_owned(),
             found,
             public_key: hex::encode(IndexSigner::from_hex(&signing_key)?.public_key()),
             signing_key,

@@ -23,7 +23,8 @@ const READY: Duration = Duration::from_secs(20);
 pub struct Registry {
     pub counter: Counter,
     pub daemon: Daemon,
-    name: String,
+    host: String,
+    port: u16,
     behind: SocketAddr,
     config: PathBuf,
 }
@@ -32,6 +33,14 @@ impl Registry {
     /// # Errors
     /// docker-registry cannot be started.
     pub fn start(lab: &Lab) -> Result<Self> {
+        Self::start_at(lab, PORT)
+    }
+
+    /// At another port than HTTP's own.
+    ///
+    /// # Errors
+    /// As [`Registry::start`].
+    pub fn start_at(lab: &Lab, port: u16) -> Result<Self> {
         let behind = free_port()?;
         let storage = lab.dir().join("registry");
         make_dir(&storage)?;
@@ -46,10 +55,10 @@ impl Registry {
         std::fs::write(&config, text.to_string()).context("cannot write the registry's configuration")?;
         let daemon = launch(lab, &config, behind)?;
         let host = lab.host("registry", Link(None))?;
-        let address = (host.address, PORT);
+        let address = (host.address, port);
         let listener = host.inside(|| TcpListener::bind(address).context("cannot listen as the registry"))?;
         let counter = Counter::start(listener, behind)?;
-        Ok(Self { counter, daemon, name: host.address.to_string(), behind, config })
+        Ok(Self { counter, daemon, host: host.address.to_string(), port, behind, config })
     }
 
     /// Starts docker-registry again, with all that it stored, after it has ended. The counter stays: while nothing is
@@ -62,9 +71,17 @@ impl Registry {
         Ok(())
     }
 
-    /// Its host, as image references have it.
-    pub fn name(&self) -> &str {
-        &self.name
+    /// Its host, as containerd notes it: without the port.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Its host and port, as image references have them.
+    pub fn name(&self) -> String {
+        match self.port {
+            PORT => self.host.clone(),
+            port => format!("{}:{port}", self.host),
+        }
     }
 
     /// Copies an image from an OCI layout, past the counter. Returns the reference for the lab's hosts.
