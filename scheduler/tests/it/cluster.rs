@@ -93,6 +93,16 @@ impl Peer {
         self.outbound.send(PeerMessage { message: Some(message) }).await
     }
 
+    /// Says all of these while it is polled, so that answers can be heard meanwhile.
+    pub fn say_all(&self, messages: Vec<Message>) -> impl Future<Output = ()> + use<> {
+        let outbound = self.outbound.clone();
+        async move {
+            for message in messages {
+                outbound.send(PeerMessage { message: Some(message) }).await.unwrap();
+            }
+        }
+    }
+
     /// Heartbeats for as long as it is polled and the session lives.
     pub fn heartbeats(&self) -> impl Future<Output = ()> + use<> {
         let outbound = self.outbound.clone();

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use d7y_chassis::HumanDuration;
@@ -101,15 +102,29 @@ async fn one_task_too_many_is_refused_and_nothing_else() {
         task[..8].copy_from_slice(&number.to_le_bytes());
         task
     };
-    for number in 0..MAX_OPEN_PER_PEER {
-        node.say(open(&task(number))).await;
-        assert_eq!(node.assigned().await.task, task(number));
-    }
+    let all: BTreeSet<_> = (0..MAX_OPEN_PER_PEER).map(|number| task(number).to_vec()).collect();
+    let opening = node.say_all(all.iter().map(|task| open(task)).collect());
+    let hearing = async {
+        // A lease that is not claimed in time is told of again: on a slow machine while others are still opened.
+        let mut heard = BTreeSet::new();
+        while heard.len() < all.len() {
+            heard.insert(node.assigned().await.task);
+        }
+        heard
+    };
+    let ((), heard) = tokio::join!(opening, hearing);
+    assert!(heard == all, "other tasks are assigned than were opened");
     node.say(open(&task(MAX_OPEN_PER_PEER))).await;
     node.say(Message::Close(CloseTask { task: task(0).to_vec() })).await;
     let next = task(MAX_OPEN_PER_PEER + 1);
     node.say(open(&next)).await;
-    assert_eq!(node.assigned().await.task, next);
+    loop {
+        let told = node.assigned().await.task;
+        if told == next {
+            break;
+        }
+        assert!(all.contains(&told), "the one too many is assigned");
+    }
 }
 
 #[tokio::test]
