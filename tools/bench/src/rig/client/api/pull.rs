@@ -186,9 +186,24 @@ async fn apply_all(
             Some(active) => Prepared::Empty(active),
             None => prepare(session, manifest_digest, &layers[number..], &parent).await?,
         };
-        download.await.context("a download was given up")??;
-        if let Prepared::Empty(active) = active {
-            apply(session, layer, active).await?;
+        let key = match &active {
+            Prepared::Empty(active) => Some(active.key.clone()),
+            Prepared::Exists => None,
+        };
+        let unpacked = async {
+            download.await.context("a download was given up")??;
+            match active {
+                Prepared::Empty(active) => apply(session, layer, active).await,
+                Prepared::Exists => Ok(()),
+            }
+        };
+        if let Err(error) = unpacked.await {
+            // As containerd's unpacker does: the layers below would stay mounted.
+            if let Some(key) = key {
+                let remove = RemoveSnapshotRequest { snapshotter: session.snapshotter(), key };
+                let _ = session.client.snapshots().remove(session.ask(remove)).await;
+            }
+            return Err(error);
         }
         parent.clone_from(&layer.chain_id);
     }
