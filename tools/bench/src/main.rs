@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use d7y_bench::bench::{cold_start, warm};
+use d7y_bench::bench::{cold_start, idle, warm};
 use d7y_bench::rig::interrupt;
 use d7y_bench::{chaos, demo};
 
@@ -14,6 +14,7 @@ enum Command {
     Demo(demo::Options),
     Chaos(chaos::Options),
     ColdStart(cold_start::Options),
+    Idle(idle::Options),
     Warm(warm::Options),
 }
 
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&options),
         Command::Chaos(options) => chaos::run(&options),
         Command::ColdStart(options) => cold_start::run(&options),
+        Command::Idle(options) => idle::run(&options),
         Command::Warm(options) => warm::run(&options),
     };
     interrupt::wait_if_interrupted();

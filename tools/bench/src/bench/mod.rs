@@ -1,6 +1,7 @@
 //! Measurements that are kept: JSON beside a table, with the conditions they were taken under.
 
 pub mod cold_start;
+pub mod idle;
 mod kernels;
 pub mod warm;
 

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use anyhow::{Context, Result};
+
 use super::daemon::Daemon;
 
 /// The kernel reports processor time in ticks of this many per second (`USER_HZ`).
@@ -28,6 +30,25 @@ pub fn of<'a>(daemons: impl IntoIterator<Item = &'a Daemon>) -> Usage {
     sum
 }
 
+/// What one daemon holds in memory now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    pub rss_bytes: u64,
+    /// With each page that others map too counted in part.
+    pub pss_bytes: u64,
+}
+
+/// # Errors
+/// It has ended.
+pub fn memory_of(daemon: &Daemon) -> Result<Memory> {
+    let rollup = fs::read_to_string(format!("/proc/{}/smaps_rollup", daemon.pid()));
+    Ok(memory(&rollup.with_context(|| format!("{} is not there", daemon.name()))?))
+}
+
+fn memory(rollup: &str) -> Memory {
+    Memory { rss_bytes: size(rollup, "Rss:"), pss_bytes: size(rollup, "Pss:") }
+}
+
 /// Fields 14 to 17 of `/proc/PID/stat`.
 fn cpu_ticks(stat: &str) -> f64 {
     let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
@@ -35,7 +56,11 @@ fn cpu_ticks(stat: &str) -> f64 {
 }
 
 fn peak_bytes(status: &str) -> u64 {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    size(status, "VmHWM:")
+}
+
+fn size(text: &str, name: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
     let kibibytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
     kibibytes.unwrap_or(0) * 1024
 }
@@ -50,5 +75,8 @@ mod tests {
         assert!((cpu_ticks(stat) - 37.0).abs() < 1e-9);
         assert_eq!(peak_bytes("Name:\ta\nVmHWM:\t  12 kB\n"), 12 * 1024);
         assert_eq!(peak_bytes(""), 0);
+        let rollup =
+            "55d0-7ffc ---p 00000000 00:00 0 [rollup]\nRss:   12 kB\nPss:    5 kB\nPss_Dirty: 1 kB\n";
+        assert_eq!(memory(rollup), Memory { rss_bytes: 12 * 1024, pss_bytes: 5 * 1024 });
     }
 }
