@@ -28,6 +28,9 @@ pub struct Plan {
     pub health: SocketAddr,
 }
 
+/// Peers are started with what this sets for the allocator, so that figures are those of a node that is set up with it.
+const PEER_UNIT: &str = include_str!("../../../../deploy/systemd/d7y-peer.service");
+
 /// A running daemon of ours.
 pub struct Service {
     plan: Plan,
@@ -71,7 +74,26 @@ fn launch(lab: &Lab, plan: &Plan, file: &std::path::Path) -> Result<Daemon> {
     let program = lab.places.daemon(plan.program)?;
     let mut command = plan.host.command(&program);
     command.arg("--config").arg(file).args(&plan.arguments);
+    if plan.program == "d7y-peer" {
+        command.envs(allocator_of(PEER_UNIT));
+    }
     let daemon = lab.start(&plan.name, &mut command)?;
     daemon.wait_ready(READY, || http::get(plan.health, "/healthy").is_ok())?;
     Ok(daemon)
+}
+
+/// What a unit tells the allocator.
+fn allocator_of(unit: &'static str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let set = unit.lines().filter_map(|line| line.strip_prefix("Environment=")?.split_once('='));
+    set.filter(|(name, _)| name.starts_with("MALLOC_"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_have_the_allocator_of_their_unit() {
+        assert_eq!(allocator_of(PEER_UNIT).collect::<Vec<_>>(), [("MALLOC_TRIM_THRESHOLD_", "131072")]);
+    }
 }
