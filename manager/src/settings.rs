@@ -1,18 +1,25 @@
 //! What the daemons of a cluster can be set to while they run: the keys that they reload, and no others.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use d7y_chassis::{ByteSize, LogConfig, Validate};
+use d7y_chassis::{ByteSize, HumanDuration, LogConfig, Validate};
 use serde_json::Value;
 
 /// As the peer has it.
 const LEAST_STORE_BYTES: u64 = 1 << 20;
+const LEAST_SCRUB_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_VALUE_CHARS: usize = 1024;
 
 /// A key, and what is wrong with a value of it.
 type Setting = (&'static str, fn(&str) -> Result<(), String>);
 
-const PEER: &[Setting] = &[("log.level", log_level), ("store.limit", store_limit)];
+const PEER: &[Setting] = &[
+    ("log.level", log_level),
+    ("store.limit", store_limit),
+    ("store.scrub.rate", scrub_rate),
+    ("store.scrub.interval", scrub_interval),
+];
 const SCHEDULER: &[Setting] = &[("log.level", log_level)];
 
 /// Whose configuration.
@@ -82,6 +89,18 @@ fn store_limit(text: &str) -> Result<(), String> {
     }
 }
 
+fn scrub_rate(text: &str) -> Result<(), String> {
+    text.parse::<ByteSize>().map(drop)
+}
+
+fn scrub_interval(text: &str) -> Result<(), String> {
+    let interval: HumanDuration = text.parse()?;
+    match interval.get() < LEAST_SCRUB_INTERVAL {
+        true => Err("must be at least 1s".to_owned()),
+        false => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -97,6 +116,8 @@ mod tests {
             (Of::Peer, json!({ "store.limit": "1KiB" }), Err("at least 1MiB")),
             (Of::Peer, json!({ "store.limit": "much" }), Err("store.limit: ")),
             (Of::Peer, json!({ "store.limit": true }), Err("is text, a number, or null")),
+            (Of::Peer, json!({ "store.scrub.rate": 0, "store.scrub.interval": "2days" }), Ok(2)),
+            (Of::Peer, json!({ "store.scrub.interval": "0s" }), Err("at least 1s")),
             (Of::Peer, json!({ "log.level": "d7y=loud" }), Err("log filter")),
             (Of::Peer, json!({ "log.level": "" }), Err("is empty")),
             (Of::Peer, json!({ "store.directory": "/" }), Err("what can is log.level, store.limit")),
