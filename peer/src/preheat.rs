@@ -38,6 +38,10 @@ const LAYERS_AT_ONCE: usize = 4;
 const TELL_EVERY: Duration = Duration::from_millis(300);
 /// How long a layer that the registry refuses is tried again where a newer token may be on its way.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(20);
+/// How often what was evicted meanwhile is fetched again before the store is said to be too small.
+const ROUNDS: usize = 3;
+const NO_ROOM: &str =
+    "this peer's store has no room for all layers at once; raise store.limit, or preheat fewer images";
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MOST: Duration = Duration::from_secs(5);
 
@@ -134,27 +138,58 @@ impl Preheater {
         });
     }
 
+    /// A layer is done when all are: one that is fetched may evict one that was.
     async fn fetch_all(&self, job: &Job, layers: Vec<LayerRef>) {
-        let layers = stream::iter((0..).zip(layers));
-        let fetches = layers.map(|(number, layer)| async move {
-            let teller = Teller { job, number, layers: &self.layers };
-            self.fetch(&layer, &teller).await;
-        });
-        fetches.buffer_unordered(LAYERS_AT_ONCE).collect::<()>().await;
+        let teller = |number| Teller { job, number, layers: &self.layers };
+        let mut wanted: Vec<(u32, LayerRef)> = (0..).zip(layers).collect();
+        let mut fetched: HashMap<u32, (LayerRef, u64)> = HashMap::new();
+        for _ in 0..ROUNDS {
+            let fetches = stream::iter(wanted).map(|(number, layer)| async move {
+                let total = self.fetch(&layer, &teller(number)).await;
+                (number, layer, total)
+            });
+            let mut fetches = fetches.buffer_unordered(LAYERS_AT_ONCE);
+            while let Some((number, layer, total)) = fetches.next().await {
+                match total {
+                    Some(total) => drop(fetched.insert(number, (layer, total))),
+                    None => drop(fetched.remove(&number)),
+                }
+            }
+            let evicted = fetched.iter().filter(|(_, (layer, _))| !self.is_here(layer));
+            wanted = evicted.map(|(number, (layer, _))| (*number, layer.clone())).collect();
+            if wanted.is_empty() {
+                break;
+            }
+        }
+        for (number, (layer, total)) in fetched {
+            match self.is_here(&layer) {
+                true => teller(number).tell(PreheatState::Done, (total, total), ""),
+                false => teller(number).tell(PreheatState::Failed, (0, total), NO_ROOM),
+            }
+        }
     }
 
-    /// Until the layer is here, or never will be.
-    async fn fetch(&self, layer: &LayerRef, teller: &Teller<'_>) {
+    fn is_here(&self, layer: &LayerRef) -> bool {
+        let layer = self.layers.store.layer(layer.digest);
+        layer.is_some_and(|layer| (0..layer.chunks().len() as u32).all(|number| self.has(&layer, number)))
+    }
+
+    /// Until the layer is here: how many bytes that are; nothing when it never will be.
+    async fn fetch(&self, layer: &LayerRef, teller: &Teller<'_>) -> Option<u64> {
+        let failed = |why: &str| {
+            teller.tell(PreheatState::Failed, (0, 0), why);
+            None
+        };
         let mut delay = RETRY_FIRST;
         let mut refused_since = None;
         loop {
             let why = match self.attempt(layer, teller).await {
-                Ok(total) => return teller.tell(PreheatState::Done, (total, total), ""),
-                Err(Missing::Ever(why)) => return teller.tell(PreheatState::Failed, (0, 0), &why),
+                Ok(total) => return Some(total),
+                Err(Missing::Ever(why)) => return failed(&why),
                 Err(Missing::Refused(why)) => {
                     let since: &mut Instant = refused_since.get_or_insert_with(Instant::now);
                     if !teller.job.granted || since.elapsed() > REFUSAL_PATIENCE {
-                        return teller.tell(PreheatState::Failed, (0, 0), &why);
+                        return failed(&why);
                     }
                     why
                 }
@@ -191,19 +226,22 @@ impl Preheater {
         let mut before = 0;
         loop {
             let (done, total) = self.bytes(layer);
-            if done == total {
-                return Ok(total);
-            }
             teller.tell(PreheatState::Fetching, (done, total), "");
             // What is being fetched is in use: others are evicted first.
             let held = self.layers.store.layer(layer.digest());
             if !held.is_some_and(|held| Arc::ptr_eq(&held, layer)) {
                 return Err(Missing::For("the layer was evicted from this peer's store".to_owned()));
             }
+            if done == total {
+                return Ok(total);
+            }
             if done > before {
                 (before, advanced) = (done, Instant::now());
             } else if advanced.elapsed() >= patience {
                 return Err(self.stalled(layer, full_before).await);
+            } else {
+                // What a reader wanted besides and gave up waiting for stands behind all else by now.
+                self.layers.fetcher.complete(layer.clone(), self.missing(layer)).await;
             }
             // Whatever arrives, a look now and then is enough.
             let _ = tokio::time::timeout(patience.min(Duration::from_secs(1)), arrivals.recv()).await;
@@ -215,8 +253,7 @@ impl Preheater {
     /// Nothing has come for long: the disk does not take it, or nobody has it any more.
     async fn stalled(&self, layer: &Arc<Layer>, full_before: u64) -> Missing {
         if self.layers.metrics.store_full.get() > full_before {
-            let why = "this peer's store is full; raise store.limit, or preheat fewer images";
-            return Missing::Ever(why.to_owned());
+            return Missing::Ever(NO_ROOM.to_owned());
         }
         match self.layers.ingester.refill(layer, &self.layers.fetcher).await {
             Ok(()) => Missing::For("no peer has what is missing; it was read from the origin".to_owned()),

@@ -140,16 +140,20 @@ impl Site {
 
     /// With this very scheduler, where one is named.
     async fn start_at(&self, name: &str, role: Role, scheduler: String) -> Peer {
+        self.start_with(name, role, |config| config.scheduler.address = scheduler).await
+    }
+
+    async fn start_with(&self, name: &str, role: Role, change: impl FnOnce(&mut Config)) -> Peer {
         let manager = at(self.manager.addresses[1]);
         let managed = move |config: &mut Config| {
             config.standalone = false;
             config.manager = manager;
-            config.scheduler.address = scheduler;
             config.role = role;
             config.fetch.background = false;
             config.fetch.origin_fallback_after = HumanDuration::from_secs(8);
             config.origin.timeouts.idle = Duration::from_millis(500);
             config.origin.retry.max_delay = Duration::from_millis(500);
+            change(config);
         };
         self.cluster.start_with(name, &[], managed).await
     }
@@ -327,6 +331,28 @@ async fn a_preheat_ends_on_a_node_whose_readers_never_rest() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     panic!("the reader has read all, and the preheat has not ended");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_for_which_a_store_has_no_room_is_not_said_to_be_there() {
+    let registry = FakeRegistry::start().await;
+    let (name, layers) = image(&registry);
+    let site = Site::new().await;
+    let _seed = site.join("seed", Role::Seed).await;
+    // Either layer fits, both do not.
+    let limit = |config: &mut Config| config.store.limit = d7y_chassis::ByteSize::mib(4);
+    let one = site.start_with("one", Role::Node, limit).await;
+    one.wait_for_scheduler().await;
+    let job = site.preheat(&name, "all-peers").await;
+    let ended = site.wait_for_job(job).await;
+    assert_eq!(ended["state"], "FAILURE", "{ended}");
+    let placements = ended["progress"]["placements"].as_array().unwrap();
+    let of = |peer: &str, state: &str| {
+        placements.iter().filter(|row| row["peer"] == peer && row["state"] == state).count()
+    };
+    assert_eq!((of("seed", "done"), of("one", "failed")), (2, 1), "{placements:?}");
+    assert!(ended.to_string().contains("raise store.limit"), "{ended}");
+    assert!(layer_requests(&registry, &layers) <= 2, "each layer once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
