@@ -22,6 +22,9 @@ const FAILURE_STANDS: Duration = Duration::from_secs(5);
 /// Refusals after which whoever reads the origin is believed: one alone may come from a peer that is being restarted.
 const REFUSALS: u32 = 2;
 
+/// How long a layer has to show how it fares itself before others of its repository speak for it.
+const OWN_WORD: Duration = Duration::from_millis(250);
+
 #[derive(Debug, Clone)]
 pub enum Outcome {
     Ready(Arc<Layer>),
@@ -173,17 +176,21 @@ impl Openings {
     }
 
     /// Waits until it shows whether somebody can give the layer; without that the opening is given up. One that waits for
-    /// its turn behind others from the same repository is as good as they are.
+    /// its turn behind others from the same repository, and was not refused itself, is as good as they are.
     pub async fn supply(&self, layer: &LayerRef, within: Duration) -> Supply {
-        let Some(mut progress) = self.running(layer.digest) else { return Supply::Shown };
+        let Some(progress) = self.running(layer.digest) else { return Supply::Shown };
         let shows = |progress: &Progress| {
             progress.supplied || progress.outcome.is_some() || progress.refused.0 >= REFUSALS
         };
+        let mut own = progress.clone();
+        let waits_its_turn = || progress.borrow().refused.0 == 0 && self.is_read(layer);
         let shown = async {
-            match self.is_read(layer) {
-                true => None,
-                false => progress.wait_for(shows).await.ok().map(|progress| progress.clone()),
+            match tokio::time::timeout(OWN_WORD, own.wait_for(shows)).await {
+                Ok(word) => return word.ok().map(|progress| progress.clone()),
+                Err(_) if waits_its_turn() => return None,
+                Err(_) => {}
             }
+            own.wait_for(shows).await.ok().map(|progress| progress.clone())
         };
         let refused = match tokio::time::timeout(within, shown).await {
             Ok(Some(Progress { outcome: Some(Outcome::Failed(failure)), .. })) => {
@@ -191,7 +198,7 @@ impl Openings {
             }
             Ok(Some(Progress { supplied: false, outcome: None, refused: (_, why), .. })) => why,
             Ok(_) => return Supply::Shown,
-            Err(_) if self.is_read(layer) => return Supply::Shown,
+            Err(_) if waits_its_turn() => return Supply::Shown,
             Err(_) => progress.borrow().refused.1.clone(),
         };
         if let Some(opening) = self.0.lock().get(&layer.digest) {
@@ -309,5 +316,25 @@ mod tests {
         assert_eq!(began.elapsed(), Duration::ZERO);
         openings.end(one.digest, &first, Outcome::Failed(OpenFailure::new(FailureCode::Unavailable, "no")));
         assert!(matches!(openings.supply(&one, WITHIN).await, Supply::Failed(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_layer_that_is_refused_itself_is_not_spoken_for_by_others() {
+        let openings = Openings::default();
+        let [base, upper, failed] = [1, 2, 3].map(|number| layer(number, "a"));
+        let [read, refused, ended] = [&base, &upper, &failed].map(|layer| lead(&openings, layer));
+        read.supplied();
+        let soon = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            refused.refused("not found");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            refused.refused("not found");
+        };
+        let (supply, ()) = tokio::join!(openings.supply(&upper, WITHIN), soon);
+        assert!(matches!(supply, Supply::NotShown(_)), "{supply:?}");
+        let failure = OpenFailure::new(FailureCode::NotFound, "no");
+        openings.end(failed.digest, &ended, Outcome::Failed(failure));
+        let supply = openings.supply(&failed, WITHIN).await;
+        assert!(matches!(supply, Supply::Failed(_)), "{supply:?}");
     }
 }

@@ -23,6 +23,8 @@ const RESOLVE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the layers of a pull together may wait until somebody has shown that he can give them; then containerd pulls
 /// what is left. Longer than the peer waits before it reads the origin itself (`fetch.originFallbackAfter`).
 const SUPPLY_WAIT: Duration = Duration::from_secs(15);
+/// The same for an image that nobody could give a moment ago.
+const HOPELESS_WAIT: Duration = Duration::from_secs(1);
 /// Every layer may wait this long, even when the image's wait is used up: enough to learn of a refusal.
 const MIN_LAYER_WAIT: Duration = Duration::from_millis(50);
 /// A start that touches nothing new for this long is handed to the peer, so that the next node need not wait for the
@@ -161,7 +163,8 @@ impl Snapshotter {
         self.note(image, None, What::Announce { has_trace: announced.has_trace }, began);
         let began = Instant::now();
         let left = |wait| (pulling.began + wait).saturating_duration_since(began).max(MIN_LAYER_WAIT);
-        let (index, supply) = (left(self.waits.prepare), left(SUPPLY_WAIT));
+        let supply_wait = if pulling.hopeless { HOPELESS_WAIT } else { SUPPLY_WAIT };
+        let (index, supply) = (left(self.waits.prepare.min(supply_wait)), left(supply_wait));
         let opened = self.peer.open_if_supplied(layer, index, supply).await;
         self.note(image, Some(layer.digest), What::Index, began);
         match opened {
