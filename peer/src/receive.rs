@@ -68,6 +68,7 @@ impl Receiver {
                     patience.sign(from, Sign::Working, Instant::now());
                 }
                 Opened::Following(chain) if chain.len() >= LONGEST_CHAIN => {
+                    patience.failed(from);
                     let problem = "too many peers wait for each other one behind the other";
                     return Err(OpenFailure::new(FailureCode::Unavailable, problem));
                 }

@@ -14,6 +14,8 @@ pub(crate) const HEADER_BYTES: usize = 16;
 pub(crate) const PROTOCOL_VERSION: u32 = 1;
 /// In the `stream` of a Hello, where versions that know of no extensions have 0: the sender understands GetFor.
 pub(crate) const UNDERSTANDS_GET_FOR: u32 = 1;
+/// Likewise: the sender understands Following.
+pub(crate) const UNDERSTANDS_FOLLOWING: u32 = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]

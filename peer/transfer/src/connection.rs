@@ -9,7 +9,8 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::codec::{
-    Header, Kind, MAX_REQUEST_BYTES, PROTOCOL_VERSION, UNDERSTANDS_GET_FOR, WireError, frame, read_frame,
+    Header, Kind, MAX_REQUEST_BYTES, PROTOCOL_VERSION, UNDERSTANDS_FOLLOWING, UNDERSTANDS_GET_FOR, WireError,
+    frame, read_frame,
 };
 
 /// A server's send buffer: what a demand has to wait behind. 256 KiB carry 1 Gbit/s at 2 ms.
@@ -42,7 +43,8 @@ pub(crate) fn prepare_client(socket: &TcpStream) -> std::io::Result<()> {
 }
 
 pub(crate) async fn send_hello(output: &mut (impl AsyncWrite + Unpin), me: &str) -> Result<(), WireError> {
-    let header = Header::new(Kind::Hello, UNDERSTANDS_GET_FOR, PROTOCOL_VERSION, me.len());
+    let understands = UNDERSTANDS_GET_FOR | UNDERSTANDS_FOLLOWING;
+    let header = Header::new(Kind::Hello, understands, PROTOCOL_VERSION, me.len());
     let hello = frame(header, me.as_bytes());
     Ok(output.write_all(&hello).await?)
 }
@@ -74,5 +76,9 @@ impl Hello {
 
     pub fn understands_get_for(&self) -> bool {
         self.understands & UNDERSTANDS_GET_FOR != 0
+    }
+
+    pub fn understands_following(&self) -> bool {
+        self.understands & UNDERSTANDS_FOLLOWING != 0
     }
 }

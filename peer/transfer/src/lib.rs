@@ -17,7 +17,7 @@
 //!
 //! | Kind | From | Payload |
 //! |---|---|---|
-//! | 1 Hello | both | UTF-8 peer id; `number` is the protocol version, 1; `stream` says what else the sender understands: bit 0, GetFor |
+//! | 1 Hello | both | UTF-8 peer id; `number` is the protocol version, 1; `stream` says what else the sender understands: bit 0, GetFor; bit 1, Following |
 //! | 2 Open | client | [`d7y_types::LayerRef`] as JSON; the only request on its connection; `number` is the [`Purpose`] |
 //! | 3 Bind | client | [`d7y_types::PackId`], layer digest and table hash of 32 bytes each: what `stream` stands for from now on; answered by Holding; at most 4096 streams |
 //! | 4 Get | client | chunk numbers, u32 each |
@@ -31,7 +31,7 @@
 //! | 22 Holding | server | a part of the bits of all chunks that are here; `number` is its first byte; an empty part is the last |
 //! | 23 Have | server | chunk numbers that came since, u32 each |
 //! | 24 Working | server | empty: whoever reads the opened layer from its origin is still at it |
-//! | 25 Following | server | JSON array of peer ids: of whom the server receives the opened layer itself, of whom that peer does, and so on; replaces what it said before |
+//! | 25 Following | server | JSON array of peer ids: of whom the server receives the opened layer itself, of whom that peer does, and so on; replaces what it said before; only to a client that understands it |
 //!
 //! A Holding without bits says that the layer is unknown, or known with another chunk table; the client may bind the same stream again. A later Holding
 //! replaces the first: the server sends one when it has more news than the connection takes.

@@ -159,8 +159,14 @@ async fn serve_connection<P: Provider>(
     hello.check_version()?;
     let (lanes, receivers) = lanes();
     let sending = write_lanes(receivers, writer, provider.clone(), limits.stall);
-    let connection =
-        Connection { provider, asker: hello.name(), lanes, binds: HashMap::new(), tasks: JoinSet::new() };
+    let connection = Connection {
+        provider,
+        asker: hello.name(),
+        understands_following: hello.understands_following(),
+        lanes,
+        binds: HashMap::new(),
+        tasks: JoinSet::new(),
+    };
     // Whichever half ends first ends the other: dropping the connection aborts its tasks.
     tokio::select! {
         result = connection.read_requests(reader) => result,
@@ -172,6 +178,7 @@ struct Connection<P> {
     provider: Arc<P>,
     /// The client's peer id, as it says.
     asker: Arc<str>,
+    understands_following: bool,
     lanes: Lanes,
     binds: HashMap<u32, Bound>,
     tasks: JoinSet<()>,
@@ -215,7 +222,7 @@ impl<P: Provider> Connection<P> {
         mut reader: BufReader<OwnedReadHalf>,
     ) -> Result<(), WireError> {
         let forwarding = async {
-            forward_opening(openings, &self.lanes, stream).await;
+            forward_opening(openings, &self.lanes, stream, self.understands_following).await;
             // The client closes when it has read all of it.
             std::future::pending::<()>().await;
         };
@@ -284,7 +291,12 @@ impl<P: Provider> Connection<P> {
 }
 
 /// Passes on what an opening yields. An opening that ends without an outcome ends as a failure.
-async fn forward_opening(mut openings: mpsc::Receiver<Opening>, lanes: &Lanes, stream: u32) {
+async fn forward_opening(
+    mut openings: mpsc::Receiver<Opening>,
+    lanes: &Lanes,
+    stream: u32,
+    understands_following: bool,
+) {
     loop {
         let opening = openings.recv().await.unwrap_or_else(|| Opening::Failed {
             code: FailureCode::Unavailable,
@@ -305,6 +317,7 @@ async fn forward_opening(mut openings: mpsc::Receiver<Opening>, lanes: &Lanes, s
                     return;
                 }
             }
+            Opening::Following(_) if !understands_following => {}
             Opening::Following(peers) => {
                 let payload = serde_json::to_vec(&peers).expect("a list of names is plain data");
                 let header = Header::new(Kind::Following, stream, 0, payload.len());
