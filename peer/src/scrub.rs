@@ -37,6 +37,10 @@ impl Scrubber {
             // Weak: a pass takes hours, and an evicted layer must not keep its space.
             let layers: Vec<_> = self.layers.store.layers().iter().map(Arc::downgrade).collect();
             for layer in layers.iter().filter_map(Weak::upgrade) {
+                // Since the pass began another may have taken its place, under the same name.
+                if !self.layers.store.holds(&layer) {
+                    continue;
+                }
                 if let Err(error) = self.scrub(&layer).await
                     && self.layers.store.holds(&layer)
                 {

@@ -80,9 +80,10 @@ impl Bitmap {
 
     /// Writes the file anew when it is not what this set is: true when it was not.
     pub(crate) fn mend(&self) -> io::Result<bool> {
-        let _writing = self.writing.lock();
         let Some(file) = &self.file else { return Ok(false) };
+        // Before the lock: whoever sets a bit does not wait for the disk.
         forget_cached(file)?;
+        let _writing = self.writing.lock();
         let mended = read_padded(file, 2 * self.bytes.len())? != self.to_bytes().repeat(2);
         if mended {
             self.write_all()?;
