@@ -89,7 +89,9 @@ impl Log {
         self.walks.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub fn tried_again(&self) {
+    /// A start that failed, because something that it needs was dead; said at once, between the kills.
+    pub fn tried_again(&self, container: &str, why: &anyhow::Error) {
+        eprintln!("  tried again: {container}: {why:#}");
         self.retries.fetch_add(1, Ordering::Relaxed);
     }
 

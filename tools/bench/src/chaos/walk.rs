@@ -58,8 +58,8 @@ impl Walker {
                     next += 1;
                 }
                 // Something that a start needs is dead just now.
-                Err(_) => {
-                    self.log.tried_again();
+                Err(error) => {
+                    self.log.tried_again(&container, &error);
                     std::thread::sleep(AGAIN);
                 }
             }
@@ -143,7 +143,10 @@ pub fn probe(node: &Node, image: &Stocked, name: &str, deadline: Instant, log: &
             Err(error) if Instant::now() >= deadline => {
                 return Err(error).with_context(|| format!("no container starts on {}", node.host.name));
             }
-            Err(_) => std::thread::sleep(AGAIN),
+            Err(error) => {
+                log.tried_again(&container, &error);
+                std::thread::sleep(AGAIN);
+            }
         }
     }
     Ok(())
