@@ -122,7 +122,8 @@ async fn get(address: std::net::SocketAddr, request: &str) -> String {
 #[tokio::test]
 async fn metrics_and_health_answer_until_the_tasks_stop() {
     let tasks = tasks(10_000, 10_000);
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    // An address of its own: the port, once free, is anybody's, and even the connecting socket's own.
+    let listener = TcpListener::bind("127.0.0.77:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let registry = metrics::registry(DaemonName::new("d7y-test"), "1.2.3");
     let health = Health::new();
