@@ -71,7 +71,7 @@ pub struct Store {
     clones: bool,
     pub(crate) reused_bytes: AtomicU64,
     pub(crate) damaged_chunks: AtomicU64,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl Store {
@@ -81,7 +81,7 @@ impl Store {
     pub fn open(options: StoreOptions) -> Result<Self, StoreError> {
         let directory = &options.directory;
         fs::create_dir_all(directory).map_err(StoreError::io(directory))?;
-        let lock = lock(directory)?;
+        let lock = Lock::take(directory)?;
         check_format(directory)?;
         let staging = directory.join("staging");
         if staging.exists() {
@@ -433,13 +433,28 @@ fn make_private_directories(directory: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn lock(directory: &Path) -> Result<File, StoreError> {
-    let path = directory.join("lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path);
-    let file = file.map_err(StoreError::io(&path))?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| StoreError::Locked(directory.to_owned()))?;
-    Ok(file)
+/// One process per store. Unlocked by its drop: closing is not enough while a child that was just forked
+/// still has the descriptor, until its exec (flock(2)).
+#[derive(Debug)]
+struct Lock(File);
+
+impl Lock {
+    fn take(directory: &Path) -> Result<Lock, StoreError> {
+        let path = directory.join("lock");
+        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = file.map_err(StoreError::io(&path))?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| StoreError::Locked(directory.to_owned()))?;
+        Ok(Lock(file))
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Err(error) = flock(&self.0, FlockOperation::Unlock) {
+            tracing::warn!(%error, "cannot unlock the store");
+        }
+    }
 }
 
 fn check_format(directory: &Path) -> Result<(), StoreError> {
@@ -484,4 +499,22 @@ fn boot_id() -> String {
 fn free_bytes(path: &Path) -> Option<u64> {
     let stat = rustix::fs::statvfs(path).ok()?;
     stat.f_bavail.checked_mul(stat.f_frsize)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
+
+    use super::*;
+
+    #[test]
+    fn a_dropped_store_is_unlocked_while_a_forked_child_has_the_descriptor() {
+        let directory = tempfile::tempdir().unwrap();
+        let lock = Lock::take(directory.path()).unwrap();
+        let of_child = lock.0.try_clone().unwrap();
+        assert!(matches!(Lock::take(directory.path()), Err(StoreError::Locked(_))));
+        drop(lock);
+        Lock::take(directory.path()).unwrap();
+        drop(of_child);
+    }
 }
