@@ -275,8 +275,7 @@ impl<P: Provider> Connection<P> {
                     self.lanes.send_stored(lane, stored).await
                 }
                 None => {
-                    let sent =
-                        self.lanes.send(lane, Header::new(Kind::Missing, stream, number, 0), &[]).await;
+                    let sent = self.missing(stream, pack, number).await;
                     let served = serving.as_ref().and_then(|serving| serving.answered(None));
                     served.iter().for_each(|served| self.provider.served(served));
                     sent
@@ -287,6 +286,20 @@ impl<P: Provider> Connection<P> {
             }
         }
         Ok(true)
+    }
+
+    /// In the lane of the news: what arrived in between must not be heard of before.
+    async fn missing(&self, stream: u32, pack: PackId, number: u32) -> bool {
+        let missing = Header::new(Kind::Missing, stream, number, 0);
+        if !self.lanes.send(Lane::Demand, missing, &[]).await {
+            return false;
+        }
+        if self.provider.frame(pack, number).is_none() {
+            return true;
+        }
+        let payload = encode_numbers(&[number]);
+        let have = Header::new(Kind::Have, stream, 0, payload.len());
+        self.lanes.send(Lane::Demand, have, &payload).await
     }
 }
 

@@ -34,6 +34,8 @@ pub struct Fake {
     /// Bits of packs that are known.
     pub held: Mutex<HashMap<PackId, Vec<u8>>>,
     pub news: broadcast::Sender<u32>,
+    /// Comes, and is in the news, right after it was asked for.
+    pub arrives: Mutex<Option<u32>>,
     pub asked_frames: watch::Sender<usize>,
     pub asked_holdings: watch::Sender<usize>,
     pub uploaded: AtomicU64,
@@ -56,6 +58,7 @@ impl Fake {
             opened: watch::Sender::new(None),
             held: Mutex::new([(PACK, bits)].into()),
             news: broadcast::Sender::new(16),
+            arrives: Mutex::default(),
             asked_frames: watch::Sender::new(0),
             asked_holdings: watch::Sender::new(0),
             uploaded: AtomicU64::new(0),
@@ -85,6 +88,10 @@ impl Provider for Fake {
 
     fn frame(&self, pack: PackId, number: u32) -> Option<Region> {
         self.asked_frames.send_modify(|n| *n += 1);
+        if self.arrives.lock().unwrap().take_if(|arrives| *arrives == number).is_some() {
+            self.news.send(number).unwrap();
+            return None;
+        }
         // The last one is claimed to be here, past the end of the file.
         (pack == PACK && number <= self.chunks).then(|| self.region(number))
     }

@@ -151,6 +151,41 @@ async fn news_follow_what_was_held_and_a_laggard_is_told_everything() {
     assert!(matches!(&event, Event::Have { numbers, .. } if numbers == &[63]), "{event:?}");
 }
 
+/// A client that hears of the arrival first, and then that the chunk is missing, never asks for it again.
+#[tokio::test]
+async fn what_arrives_while_it_is_asked_for_is_said_to_be_here_after_it_was_said_to_be_missing() {
+    let fake = Fake::new(64);
+    let server = start(&fake, ServerLimits::default()).await;
+    for lane in [Lane::Background, Lane::Demand] {
+        let mut fetching = Fetching::connect(server.address).await;
+        fetching.client.bind(PACK);
+        fetching.event().await;
+        within(async {
+            while fake.news.receiver_count() == 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        *fake.arrives.lock().unwrap() = Some(63);
+        // Frames stand in the lane before the answer.
+        let chunks: Vec<u32> = (0..64).collect();
+        assert!(fetching.client.get(PACK, lane, &chunks));
+        let mut told = Vec::new();
+        for _ in 0..66 {
+            match fetching.event().await {
+                Event::Frame { .. } => {}
+                Event::Have { numbers, .. } if numbers == [63] => told.push("here"),
+                Event::Missing { number: 63, .. } => told.push("missing"),
+                other => panic!("{other:?}"),
+            }
+            if told.ends_with(&["missing", "here"]) {
+                break;
+            }
+        }
+        assert!(told.ends_with(&["missing", "here"]), "{lane:?}: {told:?}");
+    }
+}
+
 #[tokio::test]
 async fn lanes_overtake_each_other_within_a_bound() {
     const PER_LANE: u32 = 150;
