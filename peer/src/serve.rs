@@ -11,7 +11,7 @@ use d7y_transfer::{Asker as Client, FailureCode, Holding, Opening, Provider, Pur
 use d7y_types::{LayerRef, PackId};
 use tokio::sync::{mpsc, watch};
 
-use crate::failure::{OpenFailure, chain};
+use crate::failure::OpenFailure;
 use crate::layers::{Asker, Layers, Open};
 use crate::news::News;
 use crate::openings::{Outcome, Progress, WORKING_EVERY};
@@ -44,7 +44,7 @@ impl Provider for Uploads {
         self.tasks.spawn("serve an opening", OnEnd::Expected, async move {
             let last = match layers.open(&layer, Asker::Peer).await {
                 Ok(Open::Ready(ready)) => match asker.purpose {
-                    Purpose::Index => index_of(&ready),
+                    Purpose::Index => index_of(ready).await,
                     Purpose::Refill => match layers.asked_to_refill(&ready, &asker.peer_id) {
                         Ok(()) => Opening::Working,
                         Err(failure) => failed(failure),
@@ -128,7 +128,7 @@ impl Follower<'_> {
             let now = progress.borrow_and_update().clone();
             if let Some(outcome) = now.outcome {
                 return match outcome {
-                    Outcome::Ready(layer) => index_of(&layer),
+                    Outcome::Ready(layer) => index_of(layer).await,
                     Outcome::Failed(failure) => failed(failure),
                 };
             }
@@ -179,10 +179,12 @@ fn unavailable(why: &str) -> Opening {
     failed(OpenFailure::new(FailureCode::Unavailable, why))
 }
 
-fn index_of(layer: &Layer) -> Opening {
-    match layer.sealed_index() {
-        Ok(sealed) => Opening::Index(Bytes::from(sealed)),
-        Err(error) => failed(OpenFailure::new(FailureCode::Internal, chain(&error))),
+/// Read and hashed on the blocking pool: an index may be as large as 128 MiB.
+async fn index_of(layer: Arc<Layer>) -> Opening {
+    match tokio::task::spawn_blocking(move || layer.sealed_index()).await {
+        Ok(Ok(sealed)) => Opening::Index(Bytes::from(sealed)),
+        Ok(Err(error)) => failed(OpenFailure::internal(&error)),
+        Err(panic) => failed(OpenFailure::internal(&panic)),
     }
 }
 
