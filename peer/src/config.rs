@@ -115,7 +115,8 @@ pub struct FetchConfig {
     /// Fetch the rest of a layer once nothing urgent is left to fetch. Seeds always do.
     pub background: bool,
     /// A node whose cluster shows no sign of giving what it needs for this long reads the origin itself. Where a scheduler
-    /// says who reads, and that is somebody else, it waits four times as long.
+    /// says who reads, and that is somebody else, it waits four times as long; what peers had and lost, the node that is to
+    /// read it reads after a quarter of this.
     pub origin_fallback_after: HumanDuration,
     /// zstd level of the packs built here, 1 to 19.
     pub zstd_level: i32,

@@ -51,6 +51,14 @@ pub struct Plan {
     pub refill: Refill,
     /// Whom to ask, best first.
     pub ask: Vec<Parent>,
+    /// How many of those come before this seed when it is to be read from its origin, and nobody else says who reads.
+    outranked_by: usize,
+}
+
+impl Plan {
+    pub fn before_me(&self) -> &[Parent] {
+        &self.ask[..self.outranked_by]
+    }
 }
 
 /// Who holds the origin lease of a layer whose index is known.
@@ -200,10 +208,12 @@ impl Directory {
             Role::Seed => resolve(&self.config.announce.address).await,
             _ => None,
         };
-        let mine = me.is_some_and(|me| seeds.iter().all(|seed| rank(seed.address) < rank(me)));
+        let outranked_by =
+            seeds.iter().filter(|seed| me.is_none_or(|me| rank(seed.address) >= rank(me))).count();
+        let mine = me.is_some() && outranked_by == 0;
         // A scheduler that is slow is asked again until the opener's patience is over: what it says spares the registry.
         let alone = seeds.is_empty() && !asked;
-        Plan { ingest: alone || mine, ask: seeds, ..Plan::default() }
+        Plan { ingest: alone || mine, ask: seeds, outranked_by, ..Plan::default() }
     }
 
     /// The seeds, configured or discovered, other than this peer, in an order that spreads layers over them.

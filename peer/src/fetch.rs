@@ -84,7 +84,7 @@ enum Command {
     Event { parent: ParentId, event: Event },
     Lost(ParentId),
     Settled { from: Option<ParentId>, layer: Arc<Layer>, number: u32, outcome: Outcome },
-    Orphans { reply: oneshot::Sender<Vec<Sha256Digest>> },
+    Orphans { lane: Lane, reply: oneshot::Sender<Vec<Sha256Digest>> },
 }
 
 /// Chunks that a read needs, and which read that is.
@@ -172,10 +172,19 @@ impl Fetcher {
         let _ = self.0.blocking_send(Command::Settled { from: None, layer, number, outcome });
     }
 
-    /// Layers that somebody waits for and that no parent holds.
+    /// Layers of which readers wait for chunks that no parent holds.
     pub async fn orphans(&self) -> Vec<Sha256Digest> {
+        self.orphans_in(Lane::Demand).await
+    }
+
+    /// Whether no parent holds some of what is to be complete of a layer.
+    pub async fn is_orphan(&self, layer: Sha256Digest) -> bool {
+        self.orphans_in(Lane::Preheat).await.contains(&layer)
+    }
+
+    async fn orphans_in(&self, lane: Lane) -> Vec<Sha256Digest> {
         let (reply, answer) = oneshot::channel();
-        let _ = self.0.send(Command::Orphans { reply }).await;
+        let _ = self.0.send(Command::Orphans { lane, reply }).await;
         answer.await.unwrap_or_default()
     }
 }
@@ -287,8 +296,9 @@ impl FetchLoop {
             Command::Event { parent, event } => self.event(parent, event),
             Command::Lost(parent) => self.hung_up(parent),
             Command::Settled { from, layer, number, outcome } => self.settled(from, &layer, number, outcome),
-            Command::Orphans { reply } => {
-                let orphans = self.layers.keys().filter(|layer| self.planner.has_orphans(**layer)).copied();
+            Command::Orphans { lane, reply } => {
+                let orphans =
+                    self.layers.keys().filter(|layer| self.planner.has_orphans(**layer, lane)).copied();
                 let _ = reply.send(orphans.collect());
             }
         }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
 use crate::confirm::Confirmer;
-use crate::directory::{Changes, Directory, Plan, Refill};
+use crate::directory::{Changes, Directory, Plan};
 use crate::failure::OpenFailure;
 use crate::fetch::{Brought, FetchError, Fetcher, Giver};
 use crate::ingest::Ingester;
@@ -22,13 +22,13 @@ use crate::news::News;
 use crate::openings::{Join, Openings, Outcome, Progress, Reporter};
 use crate::patience::Patience;
 use crate::receive::Receiver;
-use crate::rescue::{Cases, End, Reason};
+use crate::rescue::{Cases, End};
 use crate::reuse::Reuser;
 
 /// Layers read from origins at once: each holds a connection, a thread and about 4 MiB.
 const MAX_INGESTS: usize = 8;
 /// How often layers of which readers wait for chunks are looked at.
-const WATCH_EVERY: Duration = Duration::from_millis(500);
+pub const WATCH_EVERY: Duration = Duration::from_millis(250);
 /// How often all layers are looked at: whether they are complete by now, and still here.
 const INVENTORY_EVERY: Duration = Duration::from_secs(2);
 /// How long what the disk lost is waited for: it stays wanted afterwards, behind everything else.
@@ -64,10 +64,10 @@ pub struct Layers {
     news: Arc<News>,
     pub metrics: Arc<Metrics>,
     pub tasks: Tasks,
-    ingests: Semaphore,
+    pub ingests: Semaphore,
     /// Layers whose parents the fetch loop has been told of since this process started.
     engaged: Mutex<HashMap<Sha256Digest, Weak<Layer>>>,
-    cases: Mutex<Cases>,
+    pub cases: Mutex<Cases>,
 }
 
 /// Chunks that are no longer here as they were.
@@ -190,6 +190,7 @@ impl Layers {
             Ok(ready) => {
                 tracing::info!(layer = %layer.digest, chunks = ready.chunks().len(), ms = began.elapsed().as_millis() as u64, "layer index is here");
                 self.directory.announce(layer.digest, inventory_state(&ready));
+                self.news.announce_all(&ready);
                 self.engage(&ready).await;
                 Outcome::Ready(ready)
             }
@@ -220,7 +221,7 @@ impl Layers {
     }
 
     /// Tells the fetch loop whom to ask for chunks; false when there is nobody.
-    async fn find_parents(&self, layer: &Arc<Layer>) -> bool {
+    pub async fn find_parents(&self, layer: &Arc<Layer>) -> bool {
         let plan = self.directory.plan(layer.digest()).await;
         let mut parents = plan.ask;
         for seed in self.directory.static_seeds(layer.digest()).await {
@@ -239,7 +240,9 @@ impl Layers {
         loop {
             let plan = self.directory.plan(layer.digest).await;
             let alone = plan.ingest || (plan.ask.is_empty() && self.config.seed);
-            if alone || patience.is_over(plan.leased, Instant::now()) {
+            let next =
+                self.config.seed && !plan.leased && patience.are_gone(plan.before_me(), Instant::now());
+            if alone || next || patience.is_over(plan.leased, Instant::now()) {
                 return self.ingest(layer, reporter).await;
             }
             match self.ask(&plan, layer, reporter, &mut patience).await {
@@ -397,17 +400,17 @@ impl Layers {
             let orphans = self.fetcher.orphans().await;
             let now = Instant::now();
             for layer in orphans.into_iter().filter_map(|digest| self.store.layer(digest)) {
-                self.cases.lock().readers_wait(layer.digest(), layer.readable().count(), now);
+                self.wait_for(&layer);
             }
             let due = self.cases.lock().due(now);
             for (digest, reason) in due {
                 let this = self.clone();
                 self.tasks.spawn("rescue a layer", OnEnd::Expected, async move {
-                    let end = match this.store.layer(digest) {
+                    let ended = match this.store.layer(digest) {
                         Some(layer) => this.rescue(&layer, reason).await,
-                        None => End::Whole,
+                        None => Ok(End::Whole),
                     };
-                    this.cases.lock().end(digest, end, Instant::now());
+                    this.cases.lock().end(digest, ended, Instant::now());
                     Ok::<_, std::convert::Infallible>(())
                 });
             }
@@ -435,100 +438,9 @@ impl Layers {
     }
 
     /// Whether all that this peer keeps of layers is here.
-    fn is_whole(&self, layer: &Layer) -> bool {
+    pub fn is_whole(&self, layer: &Layer) -> bool {
         let bits = if self.config.seed { layer.shareable() } else { layer.readable() };
         bits.is_full()
-    }
-
-    /// Another peer's readers want chunks that no peer holds. Says whether this one sees to it.
-    pub fn asked_to_refill(&self, layer: &Layer, asker: &str) -> Result<(), OpenFailure> {
-        let (digest, now) = (layer.digest(), Instant::now());
-        let mut cases = self.cases.lock();
-        if self.is_whole(layer) {
-            return Ok(());
-        }
-        if !cases.is_waiting(digest, now) {
-            cases.asked(digest, now);
-            return Ok(());
-        }
-        // Both want it: one of the two goes.
-        match !self.directory.is_connected() && self.directory.outranks(asker, digest) {
-            true => Err(OpenFailure::new(FailureCode::Unavailable, "this peer waits for the same chunks")),
-            false => Ok(()),
-        }
-    }
-
-    async fn rescue(&self, layer: &Arc<Layer>, reason: Reason) -> End {
-        if self.is_whole(layer) {
-            return End::Whole;
-        }
-        if reason == Reason::Alone {
-            return self.refill(layer).await;
-        }
-        let plan = self.directory.plan(layer.digest()).await;
-        match (plan.refill, reason) {
-            (Refill::Myself, Reason::Asked) => self.fill(layer).await,
-            (Refill::Myself, _) => self.refill(layer).await,
-            (Refill::Other(parent), Reason::Readers) => {
-                if let Err(failure) = self.receiver.ask_to_refill(parent.address, layer.reference()).await {
-                    tracing::debug!(layer = %layer.digest(), error = failure.message, "the lease's holder does not help");
-                }
-                End::Elsewhere
-            }
-            (_, Reason::Asked) if self.config.seed || !plan.leased => self.fill(layer).await,
-            _ if plan.leased => End::Elsewhere,
-            _ => self.ask_seeds_to_refill(layer).await,
-        }
-    }
-
-    /// Without a scheduler: the first configured seed that takes it on, in an order that is the same for all.
-    async fn ask_seeds_to_refill(&self, layer: &Arc<Layer>) -> End {
-        for seed in self.directory.static_seeds(layer.digest()).await {
-            match self.receiver.ask_to_refill(seed.address, layer.reference()).await {
-                Ok(()) => return End::Elsewhere,
-                Err(failure) => {
-                    tracing::debug!(seed = %seed.address, error = failure.message, "a seed does not help");
-                }
-            }
-        }
-        self.refill(layer).await
-    }
-
-    /// Another peer wants what this one lacks: it is fetched where this one can, before the origin is read.
-    async fn fill(&self, layer: &Arc<Layer>) -> End {
-        self.confirmer.start(layer);
-        self.reuser.look_and_take(layer).await;
-        self.fetcher.add_layer(layer.clone(), true).await;
-        let count = || layer.readable().count() + layer.shareable().count();
-        let (mut have, mut since) = (count(), Instant::now());
-        let reachable = self.find_parents(layer).await;
-        let hopeful = || reachable || !layer.claimed().is_empty() || !layer.with_twins().is_empty();
-        while hopeful() && since.elapsed() < self.config.origin_fallback_after {
-            tokio::time::sleep(WATCH_EVERY).await;
-            if self.is_whole(layer) {
-                return End::Whole;
-            }
-            if count() > have {
-                (have, since) = (count(), Instant::now());
-            }
-        }
-        self.refill(layer).await
-    }
-
-    async fn refill(&self, layer: &Arc<Layer>) -> End {
-        let _slot = self.ingests.acquire().await.expect("never closed");
-        // So that the peers that follow the layer hear of what arrives.
-        self.fetcher.add_layer(layer.clone(), false).await;
-        tracing::warn!(layer = %layer.digest(), "no peer holds what readers wait for; reading the origin again");
-        let Err(failure) = self.ingester.refill(layer, &self.fetcher).await else {
-            return if self.is_whole(layer) { End::Whole } else { End::Partly };
-        };
-        let hopeless = failure.code == FailureCode::Internal;
-        tracing::warn!(layer = %layer.digest(), error = failure.message, hopeless, "the origin did not help");
-        // Somebody else may have the lease.
-        self.directory.announce(layer.digest(), State::Failed);
-        self.directory.announce(layer.digest(), inventory_state(layer));
-        if hopeless { End::Hopeless } else { End::Partly }
     }
 }
 

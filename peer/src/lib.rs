@@ -21,6 +21,7 @@ mod openings;
 mod patience;
 mod preheat;
 mod receive;
+mod refill;
 mod rescue;
 mod reuse;
 mod scrub;

@@ -1,5 +1,6 @@
 use std::collections::HashMap;
 
+use d7y_store::Layer;
 use d7y_types::PackId;
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
@@ -19,6 +20,13 @@ impl News {
         {
             layers.remove(&pack);
         }
+    }
+
+    /// Says again what is here of a layer: it may have been evicted and read again since somebody followed it.
+    pub fn announce_all(&self, layer: &Layer) {
+        let shareable = layer.shareable();
+        let here = (0..shareable.len()).filter(|number| shareable.get(*number));
+        here.for_each(|number| self.announce(layer.pack(), number));
     }
 
     pub fn follow(&self, pack: PackId) -> broadcast::Receiver<u32> {

@@ -4,13 +4,18 @@
 //! registry that is slow for one peer is not asked by all of them, and a peer that died after an hour of work gets the
 //! same time to come back, or to be replaced, as one that died at once.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+
+use crate::fetch::Parent;
 
 /// With a scheduler that hands out origin leases, this many times the patience pass before a node goes without one:
 /// the scheduler needs the time to notice a holder that hangs.
 const LEASED: u32 = 4;
+
+/// A seed that cannot be reached for this part of the patience is taken for dead by the seed that comes after it.
+const GONE: u32 = 4;
 
 /// What a parent shows while a layer is opened at it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,11 +33,31 @@ pub struct Patience {
     working: HashSet<SocketAddr>,
     /// Parents that worked and then gave up: that they are at work again says nothing.
     gave_up: HashSet<SocketAddr>,
+    /// Parents that cannot be reached, and since when.
+    unreachable: HashMap<SocketAddr, Instant>,
 }
 
 impl Patience {
     pub fn new(limit: Duration, now: Instant) -> Self {
-        Self { limit, last_sign: now, working: HashSet::new(), gave_up: HashSet::new() }
+        let (working, gave_up, unreachable) = Default::default();
+        Self { limit, last_sign: now, working, gave_up, unreachable }
+    }
+
+    pub fn reached(&mut self, parent: SocketAddr) {
+        self.unreachable.remove(&parent);
+    }
+
+    pub fn not_reached(&mut self, parent: SocketAddr, now: Instant) {
+        self.unreachable.entry(parent).or_insert(now);
+    }
+
+    /// Whether none of these has been reached for so long that they will not be back soon.
+    pub fn are_gone(&self, parents: &[Parent], now: Instant) -> bool {
+        let is_gone = |parent: &Parent| {
+            let since = self.unreachable.get(&parent.address);
+            since.is_some_and(|since| now.saturating_duration_since(*since) >= self.limit / GONE)
+        };
+        !parents.is_empty() && parents.iter().all(is_gone)
     }
 
     pub fn sign(&mut self, from: SocketAddr, sign: Sign, now: Instant) {
@@ -90,5 +115,23 @@ mod tests {
         patience.failed(two);
         patience.sign(two, Sign::Working, at(60));
         assert!(!patience.is_over(false, at(69)), "who failed before it worked may still be of help");
+    }
+
+    #[test]
+    fn who_cannot_be_reached_is_gone_before_the_patience_is_over() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let [one, two] = ["192.0.2.1:4000", "192.0.2.2:4000"]
+            .map(|address| Parent { address: address.parse().unwrap(), seed: true });
+        let mut patience = Patience::new(LIMIT, start);
+        assert!(!patience.are_gone(&[], at(9)));
+        patience.not_reached(one.address, at(1));
+        patience.not_reached(one.address, at(3));
+        assert!(!patience.are_gone(&[one], at(3)) && patience.are_gone(&[one], at(4)));
+        assert!(!patience.are_gone(&[one, two], at(9)), "the other was never asked");
+        patience.not_reached(two.address, at(4));
+        assert!(patience.are_gone(&[one, two], at(7)));
+        patience.reached(two.address);
+        assert!(!patience.are_gone(&[one, two], at(9)), "a restart");
     }
 }

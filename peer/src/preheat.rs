@@ -182,6 +182,7 @@ impl Preheater {
         };
         let mut delay = RETRY_FIRST;
         let mut refused_since = None;
+        self.layers.begin_anew(layer.digest);
         loop {
             let why = match self.attempt(layer, teller).await {
                 Ok(total) => return Some(total),
@@ -222,8 +223,8 @@ impl Preheater {
         self.layers.fetcher.complete(layer.clone(), self.missing(layer)).await;
         let patience = self.layers.config.origin_fallback_after;
         let full_before = self.layers.metrics.store_full.get();
-        let mut advanced = Instant::now();
-        let mut before = 0;
+        let began = Instant::now();
+        let (mut advanced, mut before) = (began, 0);
         loop {
             let (done, total) = self.bytes(layer);
             teller.tell(PreheatState::Fetching, (done, total), "");
@@ -235,13 +236,19 @@ impl Preheater {
             if done == total {
                 return Ok(total);
             }
+            if let Some(failure) = self.layers.rescue_failure(layer, began) {
+                return Err(failure.into());
+            }
             if done > before {
                 (before, advanced) = (done, Instant::now());
             } else if advanced.elapsed() >= patience {
-                return Err(self.stalled(layer, full_before).await);
+                return Err(self.stalled(full_before));
             } else {
                 // What a reader wanted besides and gave up waiting for stands behind all else by now.
                 self.layers.fetcher.complete(layer.clone(), self.missing(layer)).await;
+            }
+            if self.layers.fetcher.is_orphan(layer.digest()).await {
+                self.layers.wait_for(layer);
             }
             // Whatever arrives, a look now and then is enough.
             let _ = tokio::time::timeout(patience.min(Duration::from_secs(1)), arrivals.recv()).await;
@@ -250,14 +257,12 @@ impl Preheater {
         }
     }
 
-    /// Nothing has come for long: the disk does not take it, or nobody has it any more.
-    async fn stalled(&self, layer: &Arc<Layer>, full_before: u64) -> Missing {
-        if self.layers.metrics.store_full.get() > full_before {
-            return Missing::Ever(NO_ROOM.to_owned());
-        }
-        match self.layers.ingester.refill(layer, &self.layers.fetcher).await {
-            Ok(()) => Missing::For("no peer has what is missing; it was read from the origin".to_owned()),
-            Err(failure) => Missing::from(failure),
+    /// Nothing has come for long: the disk does not take it, or nobody has it any more, and whoever reads the origin again
+    /// has not come to it yet.
+    fn stalled(&self, full_before: u64) -> Missing {
+        match self.layers.metrics.store_full.get() > full_before {
+            true => Missing::Ever(NO_ROOM.to_owned()),
+            false => Missing::For("no peer gives what is missing".to_owned()),
         }
     }
 

@@ -34,6 +34,16 @@ pub struct Receiver {
     pub metrics: Arc<Metrics>,
 }
 
+/// Why a peer that was asked does not read a layer again.
+#[derive(Debug, thiserror::Error)]
+pub enum NoRefill {
+    #[error("{0}")]
+    Refused(String),
+    /// It was not reached, or gave no answer.
+    #[error("the peer does not answer")]
+    Unanswered(#[from] ClientError),
+}
+
 impl Receiver {
     pub async fn receive(
         &self,
@@ -44,8 +54,12 @@ impl Receiver {
     ) -> Result<Arc<Layer>, OpenFailure> {
         let unreachable = |error: ClientError| OpenFailure::new(FailureCode::Unavailable, chain(&error));
         let Parent { address: from, seed } = parent;
-        let mut stream =
-            OpenStream::connect(from, &self.peer_id, layer, CONNECT_TIMEOUT).await.map_err(unreachable)?;
+        let connected = OpenStream::connect(from, &self.peer_id, layer, CONNECT_TIMEOUT).await;
+        match connected {
+            Ok(_) => patience.reached(from),
+            Err(_) => patience.not_reached(from, Instant::now()),
+        }
+        let mut stream = connected.map_err(unreachable)?;
         let parent = stream.peer_id().to_string();
         reporter.follows([parent.clone()]);
         let mut staged = Staged::begin(self, layer, reporter)?;
@@ -88,12 +102,10 @@ impl Receiver {
     }
 
     /// Asks a peer to read a layer again of which no peer holds what this one wants. Ok when it sees to it.
-    pub async fn ask_to_refill(&self, at: SocketAddr, layer: &LayerRef) -> Result<(), OpenFailure> {
-        let unreachable = |error: ClientError| OpenFailure::new(FailureCode::Unavailable, chain(&error));
+    pub async fn ask_to_refill(&self, at: SocketAddr, layer: &LayerRef) -> Result<(), NoRefill> {
         let stream = OpenStream::connect_for(Purpose::Refill, at, &self.peer_id, layer, CONNECT_TIMEOUT);
-        let mut stream = stream.await.map_err(unreachable)?;
-        match stream.next(IDLE_TIMEOUT).await.map_err(unreachable)? {
-            Opened::Failed { code, message } => Err(OpenFailure::new(code, message)),
+        match stream.await?.next(IDLE_TIMEOUT).await? {
+            Opened::Failed { message, .. } => Err(NoRefill::Refused(message)),
             Opened::Staged { .. } | Opened::Working | Opened::Following(_) | Opened::Index(_) => Ok(()),
         }
     }

@@ -45,11 +45,11 @@ impl Provider for Uploads {
             let last = match layers.open(&layer, Asker::Peer).await {
                 Ok(Open::Ready(ready)) => match asker.purpose {
                     Purpose::Index => index_of(ready).await,
-                    Purpose::Refill => match layers.asked_to_refill(&ready, &asker.peer_id) {
-                        Ok(()) => Opening::Working,
-                        Err(failure) => failed(failure),
-                    },
+                    Purpose::Refill => refilling(&layers, &ready, &asker.peer_id),
                 },
+                Ok(Open::Following(progress)) if asker.purpose == Purpose::Refill => {
+                    refilled(&layers, progress, &asker.peer_id, &send).await
+                }
                 Ok(Open::Following(progress)) => {
                     let (asker, chain) = (asker.peer_id, Arc::default());
                     Follower { asker, send: &send, sent: 0, staging: None, signs: 0, chain }
@@ -172,6 +172,40 @@ impl Follower<'_> {
     async fn show_signs(&mut self, signs: u64) -> bool {
         let seen = std::mem::replace(&mut self.signs, signs);
         seen == signs || self.send.send(Opening::Working).await.is_ok()
+    }
+}
+
+/// The asker hears once that this peer is at work and follows nothing: it has the index. What is opened here for it may
+/// come without chunks, from a peer that has no more of it than the asker.
+async fn refilled(
+    layers: &Layers,
+    mut progress: watch::Receiver<Progress>,
+    asker: &str,
+    send: &mpsc::Sender<Opening>,
+) -> Opening {
+    let mut told = false;
+    loop {
+        let now = progress.borrow_and_update().clone();
+        match now.outcome {
+            Some(Outcome::Ready(ready)) => return refilling(layers, &ready, asker),
+            Some(Outcome::Failed(failure)) => return failed(failure),
+            None => {}
+        }
+        if !told && now.signs > 0 {
+            told = true;
+            // Whether or not it is still there, the layer is seen to.
+            let _ = send.send(Opening::Working).await;
+        }
+        if progress.changed().await.is_err() {
+            return unavailable("the peer is stopping");
+        }
+    }
+}
+
+fn refilling(layers: &Layers, layer: &Layer, asker: &str) -> Opening {
+    match layers.asked_to_refill(layer, asker) {
+        Ok(()) => Opening::Working,
+        Err(failure) => failed(failure),
     }
 }
 

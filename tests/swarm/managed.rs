@@ -355,6 +355,59 @@ async fn an_image_for_which_a_store_has_no_room_is_not_said_to_be_there() {
     assert!(layer_requests(&registry, &layers) <= 2, "each layer once");
 }
 
+/// Peers that have the indexes, and nobody the chunks: one of them reads, and the others take from it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preheat_of_what_nobody_holds_any_more_reads_the_origin_once() {
+    let registry = FakeRegistry::start().await;
+    let (name, layers) = image(&registry);
+    let site = Site::new().await;
+    let seed = site.join("seed", Role::Seed).await;
+    let mut nodes = Vec::new();
+    for node in ["one", "two", "three"] {
+        nodes.push(site.join(node, Role::Node).await);
+    }
+    for (reference, _) in &layers {
+        seed.client.open_layer(reference, PATIENCE).await.unwrap();
+        for node in &nodes {
+            node.client.open_layer(reference, PATIENCE).await.unwrap();
+        }
+    }
+    assert_eq!(layer_requests(&registry, &layers), layers.len());
+    seed.crash().await;
+    let job = site.preheat(&name, "all-peers").await;
+    let job = site.wait_for_job(job).await;
+    assert_eq!(job["state"], "SUCCESS", "{job}");
+    assert_eq!(layer_requests(&registry, &layers), 2 * layers.len(), "once more for all");
+    for node in &nodes {
+        for (reference, layer) in &layers {
+            node.assert_reads(reference, layer).await;
+        }
+    }
+}
+
+/// What the registry says to whoever reads again is what the job says.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preheat_of_what_nobody_holds_and_the_registry_has_deleted_fails_and_says_so() {
+    let registry = FakeRegistry::start().await;
+    let (name, layers) = image(&registry);
+    let site = Site::new().await;
+    let seed = site.join("seed", Role::Seed).await;
+    let node = site.join("node", Role::Node).await;
+    for (reference, _) in &layers {
+        seed.client.open_layer(reference, PATIENCE).await.unwrap();
+        node.client.open_layer(reference, PATIENCE).await.unwrap();
+    }
+    seed.crash().await;
+    let job = site.preheat(&name, "all-peers").await;
+    // The manager has read the image's config.
+    let path = format!("/api/v1/jobs/{job}");
+    site.wait(&path, |job| !job["progress"]["placements"].as_array().unwrap().is_empty()).await;
+    registry.always(Turn::status(404));
+    let job = site.wait_for_job(job).await;
+    assert_eq!(job["state"], "FAILURE", "{job}");
+    assert!(job.to_string().contains("no such blob"), "{job}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_preheat_ends_whoever_is_killed_meanwhile() {
     let registry = FakeRegistry::start().await;

@@ -1,9 +1,10 @@
 //! Chunks that readers want and that no peer holds, and peers that are there and do not help.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use d7y_chassis::HumanDuration;
+use d7y_chassis::config::ByteSize;
 use d7y_origin::testing::{FakeRegistry, Turn};
 use d7y_peer::{Config, Role};
 use d7y_proto::local::Reason;
@@ -25,6 +26,139 @@ fn lazy(config: &mut Config) {
 /// Lets the seed read a layer before anybody follows: who asks later gets the index and no chunk.
 async fn read(seed: &Peer, layer: &LayerRef) {
     seed.client.open_layer(layer, SOON).await.unwrap();
+}
+
+/// Far more than a read of what nobody holds may take, and far less than a node's patience.
+const PROMPT: Duration = Duration::from_secs(4);
+
+/// Nodes with the patience of production: what comes within [`PROMPT`] has not waited for its end.
+fn patient(config: &mut Config) {
+    lazy(config);
+    config.fetch.origin_fallback_after = HumanDuration::from_secs(10);
+}
+
+/// A seed with room for one of the two layers: what it reads again it keeps unpacked, too.
+fn small_seed(config: &mut Config) {
+    config.role = Role::Seed;
+    config.store.limit = ByteSize::mib(5);
+}
+
+async fn wait_until_evicted(seed: &Peer, layer: &LayerRef) {
+    let deadline = Instant::now() + SOON;
+    while seed.file_of(layer, "index").exists() {
+        assert!(Instant::now() < deadline, "the seed keeps the layer");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Both nodes read a piece of the layer that nobody has.
+async fn assert_reads_within(nodes: [&Peer; 2], layer: &LayerRef, limit: Duration) {
+    let began = Instant::now();
+    let range = ByteRange::new(0, 4096);
+    let [one, two] = nodes.map(|node| node.client.ensure_range(layer.digest, range, SOON));
+    let (one, two) = tokio::join!(one, two);
+    one.unwrap();
+    two.unwrap();
+    assert!(began.elapsed() < limit, "they waited for {:?}", began.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_seed_has_evicted_it_reads_again_soon() {
+    let registry = FakeRegistry::start().await;
+    let (layer, other) = (TestLayer::random(50, 50_000), TestLayer::random(100, 50_000));
+    let (reference, other_reference) = (layer.push(&registry), other.push(&registry));
+    let (cluster, scheduler) = (Cluster::new(), Scheduler::start(any()).await);
+    let seed = join_with(&cluster, scheduler.address, "seed", small_seed).await;
+    read(&seed, &reference).await;
+    let one = join_with(&cluster, scheduler.address, "one", patient).await;
+    let two = join_with(&cluster, scheduler.address, "two", patient).await;
+    for node in [&one, &two] {
+        node.client.open_layer(&reference, SOON).await.unwrap();
+    }
+    read(&seed, &other_reference).await;
+    wait_until_evicted(&seed, &reference).await;
+    assert_reads_within([&one, &two], &reference, PROMPT).await;
+    tokio::join!(one.assert_reads(&reference, &layer), two.assert_reads(&reference, &layer));
+    assert_eq!(blob_requests(&registry), 3, "each layer once, and one of them once more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_seed_has_evicted_it_reads_again_soon_without_a_scheduler() {
+    let registry = FakeRegistry::start().await;
+    let (layer, other) = (TestLayer::random(50, 50_000), TestLayer::random(100, 50_000));
+    let (reference, other_reference) = (layer.push(&registry), other.push(&registry));
+    let cluster = Cluster::new();
+    let seed = cluster.start_with("seed", &[], small_seed).await;
+    read(&seed, &reference).await;
+    let one = cluster.start_with("one", &[&seed], patient).await;
+    let two = cluster.start_with("two", &[&seed], patient).await;
+    for node in [&one, &two] {
+        node.client.open_layer(&reference, SOON).await.unwrap();
+    }
+    read(&seed, &other_reference).await;
+    wait_until_evicted(&seed, &reference).await;
+    assert_reads_within([&one, &two], &reference, PROMPT).await;
+    tokio::join!(one.assert_reads(&reference, &layer), two.assert_reads(&reference, &layer));
+    assert_eq!(blob_requests(&registry), 3, "each layer once, and one of them once more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_seed_that_has_a_layer_is_dead_another_one_reads_it_soon() {
+    let registry = FakeRegistry::start().await;
+    let layer = TestLayer::random(40, 50_000);
+    let reference = layer.push(&registry);
+    let (cluster, scheduler) = (Cluster::new(), Scheduler::start(any()).await);
+    let role = |config: &mut Config| config.role = Role::Seed;
+    let holder = join_with(&cluster, scheduler.address, "holder", role).await;
+    read(&holder, &reference).await;
+    let spare = join_with(&cluster, scheduler.address, "spare", role).await;
+    let one = join_with(&cluster, scheduler.address, "one", patient).await;
+    let two = join_with(&cluster, scheduler.address, "two", patient).await;
+    for node in [&one, &two] {
+        node.client.open_layer(&reference, SOON).await.unwrap();
+    }
+    holder.crash().await;
+    assert_reads_within([&one, &two], &reference, PROMPT).await;
+    tokio::join!(one.assert_reads(&reference, &layer), two.assert_reads(&reference, &layer));
+    assert_eq!(blob_requests(&registry), 2, "the first seed's read and the second one's");
+    assert_eq!(spare.metric("d7y_peer_received_bytes_total{source=\"origin\"}").await, reference.size as f64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_scheduler_the_next_seed_reads_what_only_a_dead_one_had() {
+    let registry = FakeRegistry::start().await;
+    let layer = TestLayer::random(40, 50_000);
+    let reference = layer.push(&registry);
+    let cluster = Cluster::new();
+    let role = |config: &mut Config| {
+        config.role = Role::Seed;
+        config.fetch.origin_fallback_after = HumanDuration::from_secs(10);
+    };
+    let first = cluster.start_with("first", &[], role).await;
+    let second = cluster.start_with("second", &[&first], role).await;
+    let address = first.crash().await;
+    let again = |config: &mut Config| {
+        role(config);
+        config.transfer.listen = address;
+    };
+    let first = cluster.start_with("first", &[&second], again).await;
+    // Asked by a node, the seed that wins the rendezvous reads the layer, and it alone.
+    let scout = cluster.start_with("scout", &[&first, &second], patient).await;
+    scout.client.open_layer(&reference, SOON).await.unwrap();
+    scout.stop().await;
+    let one = cluster.start_with("one", &[&first, &second], patient).await;
+    let two = cluster.start_with("two", &[&first, &second], patient).await;
+    for node in [&one, &two] {
+        node.client.open_layer(&reference, SOON).await.unwrap();
+    }
+    let holds = |seed: &Peer| seed.file_of(&reference, "index").exists();
+    assert!(holds(&first) != holds(&second));
+    let (holder, spare) = if holds(&first) { (first, second) } else { (second, first) };
+    holder.crash().await;
+    assert_reads_within([&one, &two], &reference, Duration::from_secs(8)).await;
+    tokio::join!(one.assert_reads(&reference, &layer), two.assert_reads(&reference, &layer));
+    assert_eq!(blob_requests(&registry), 2, "the first seed's read and the second one's");
+    drop(spare);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -168,9 +168,10 @@ impl LayerState {
         rotated.copied().filter(|chunk| bits.get(*chunk)).collect()
     }
 
-    /// Whether a reader waits for a chunk that no parent holds.
-    pub fn has_unheld_demand(&self) -> bool {
-        self.unheld.iter().any(|n| self.chunks[*n as usize] == ChunkState::Unheld(Lane::Demand))
+    /// Whether a chunk that no parent holds is wanted in this lane or a more urgent one.
+    pub fn has_unheld(&self, least: Lane) -> bool {
+        let wanted = |n: &u32| matches!(self.chunks[*n as usize], ChunkState::Unheld(lane) if lane <= least);
+        self.unheld.iter().any(wanted)
     }
 
     /// The only way in which a chunk changes its state.

@@ -225,9 +225,9 @@ impl Planner {
         }
     }
 
-    /// Whether somebody waits for a chunk that no parent holds.
-    pub fn has_orphans(&self, layer: LayerKey) -> bool {
-        self.layers.get(layer).is_some_and(LayerState::has_unheld_demand)
+    /// Whether a chunk that no parent holds is wanted in this lane or a more urgent one.
+    pub fn has_orphans(&self, layer: LayerKey, lane: Lane) -> bool {
+        self.layers.get(layer).is_some_and(|layer| layer.has_unheld(lane))
     }
 
     /// Requests to send now, highest lane first.

@@ -339,7 +339,7 @@ impl Model {
             }
             assert_eq!(self.planner.is_complete(key(*layer)), said.present.len() == CHUNKS as usize);
             // It may find out later, when what is before them in the queue has gone.
-            assert!(!self.planner.has_orphans(key(*layer)) || self.orphans(*layer));
+            assert!(!self.planner.has_orphans(key(*layer), Lane::Demand) || self.orphans(*layer));
         }
     }
 
@@ -375,7 +375,7 @@ proptest! {
         }
         for layer in 0..LAYERS {
             let expected = model.layers.contains_key(&layer) && model.orphans(layer);
-            prop_assert_eq!(model.planner.has_orphans(key(layer)), expected);
+            prop_assert_eq!(model.planner.has_orphans(key(layer), Lane::Demand), expected);
         }
         model.join(PARENTS + 1, true);
         (0..LAYERS).for_each(|layer| model.holds(layer, PARENTS + 1, u64::MAX));

@@ -122,10 +122,20 @@ fn a_refused_chunk_is_an_orphan_until_somebody_holds_it() {
     rig.asked();
     rig.planner.refused(LAYER, 12, SEED);
     assert_eq!(rig.asked(), []);
-    assert!(rig.planner.has_orphans(LAYER));
+    assert!(rig.planner.has_orphans(LAYER, Lane::Demand));
     rig.planner.add_holding(LAYER, SEED, [12]);
     assert_eq!(rig.asked(), [(SEED, Lane::Demand, vec![12])]);
-    assert!(!rig.planner.has_orphans(LAYER));
+    assert!(!rig.planner.has_orphans(LAYER, Lane::Demand));
+}
+
+#[test]
+fn what_nobody_holds_is_an_orphan_for_the_lane_in_which_it_is_wanted() {
+    let mut rig = Rig::new(20);
+    rig.planner.remove_parent(SEED);
+    rig.want(&[12], Lane::Preheat);
+    assert_eq!(rig.asked(), []);
+    assert!(rig.planner.has_orphans(LAYER, Lane::Preheat));
+    assert!(!rig.planner.has_orphans(LAYER, Lane::Demand), "no reader waits");
 }
 
 #[test]
@@ -185,7 +195,7 @@ fn a_demand_for_what_is_under_way_in_the_background_is_not_forgotten() {
     assert_eq!(rig.asked(), []);
     rig.planner.remove_parent(SEED);
     assert_eq!(rig.asked(), []);
-    assert!(rig.planner.has_orphans(LAYER));
+    assert!(rig.planner.has_orphans(LAYER, Lane::Demand));
     rig.planner.add_parent(NODE, ParentRole::Node);
     rig.planner.set_holding(LAYER, NODE, Bits::all(20));
     assert_eq!(rig.asked(), [(NODE, Lane::Demand, vec![0])]);
@@ -262,11 +272,11 @@ fn what_nobody_waits_for_any_more_is_no_orphan() {
     rig.planner.remove_parent(SEED);
     rig.want(&[3, 4], Lane::Demand);
     assert_eq!(rig.asked(), []);
-    assert!(rig.planner.has_orphans(LAYER));
+    assert!(rig.planner.has_orphans(LAYER, Lane::Demand));
     rig.planner.demote(LAYER, 3);
-    assert!(rig.planner.has_orphans(LAYER));
+    assert!(rig.planner.has_orphans(LAYER, Lane::Demand));
     rig.planner.demote(LAYER, 4);
-    assert!(!rig.planner.has_orphans(LAYER));
+    assert!(!rig.planner.has_orphans(LAYER, Lane::Demand));
     rig.planner.add_parent(NODE, ParentRole::Node);
     rig.planner.set_holding(LAYER, NODE, Bits::all(20));
     rig.now += Limits::default().quiet;
