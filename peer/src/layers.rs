@@ -31,8 +31,8 @@ const MAX_INGESTS: usize = 8;
 pub const WATCH_EVERY: Duration = Duration::from_millis(250);
 /// How often all layers are looked at: whether they are complete by now, and still here.
 const INVENTORY_EVERY: Duration = Duration::from_secs(2);
-/// How long what the disk lost is waited for: it stays wanted afterwards, behind everything else.
-const REFETCH_DEADLINE: Duration = Duration::from_secs(120);
+/// So many times the patience of a node what the disk lost is waited for: it stays wanted afterwards, behind everything else.
+const REFETCH: u32 = 12;
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(1);
 
@@ -347,7 +347,8 @@ impl Layers {
         }
         self.engage(layer).await;
         self.find_parents(layer).await;
-        self.fetcher.ensure(layer, lost.data, None, REFETCH_DEADLINE).await.map(drop)
+        let deadline = self.config.origin_fallback_after * REFETCH;
+        self.fetcher.ensure(layer, lost.data, None, deadline).await.map(drop)
     }
 
     /// Replaces a damaged index: from another peer that has the layer, else the layer goes and is opened anew when it is

@@ -1,7 +1,8 @@
 //! Goes round all layers on this disk and looks for damage, slowly enough not to be felt.
 //!
 //! One task, one layer after the other, in no order: a peer that is restarted often begins elsewhere each time. What the
-//! store cannot mend itself is fetched. Nothing is remembered over a restart.
+//! store cannot mend itself is fetched, and asked for again and again when nobody gives it: who has the device mounted asks
+//! nobody. Nothing is remembered over a restart.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,15 +19,25 @@ use crate::layers::{Layers, Lost};
 const TURN_CHUNKS: usize = 16;
 /// A start is when containers start, too: they have the disk first.
 const FIRST_AFTER: Duration = Duration::from_secs(600);
+/// So many times the patience of a node pass before what nobody gave is asked for again.
+const ASK_AGAIN: u32 = 60;
 
 pub struct Scrubber {
     layers: Arc<Layers>,
     settings: watch::Receiver<ScrubConfig>,
+    /// Data that the disk lost and nobody gave: no more than the layers have chunks.
+    owed: Vec<Owed>,
+    asked: Instant,
+}
+
+struct Owed {
+    layer: Weak<Layer>,
+    chunks: Vec<u32>,
 }
 
 impl Scrubber {
     pub fn new(layers: Arc<Layers>, settings: watch::Receiver<ScrubConfig>) -> Self {
-        Self { layers, settings }
+        Self { layers, settings, owed: Vec::new(), asked: Instant::now() }
     }
 
     pub async fn run(mut self) {
@@ -49,8 +60,31 @@ impl Scrubber {
             }
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             self.layers.metrics.scrub_finished.set(now.as_secs());
-            rest(&mut self.settings, began, Duration::MAX).await;
+            loop {
+                let again = self.asked + self.layers.config.origin_fallback_after * ASK_AGAIN;
+                tokio::select! {
+                    () = rest(&mut self.settings, began, Duration::MAX) => break,
+                    () = tokio::time::sleep_until(again), if !self.owed.is_empty() => {}
+                }
+                self.ask_again().await;
+            }
         }
+    }
+
+    /// At its time, one layer after the other.
+    async fn ask_again(&mut self) {
+        if self.owed.is_empty() || self.asked.elapsed() < self.layers.config.origin_fallback_after * ASK_AGAIN
+        {
+            return;
+        }
+        for Owed { layer, mut chunks } in std::mem::take(&mut self.owed) {
+            let Some(layer) = layer.upgrade().filter(|layer| self.layers.store.holds(layer)) else {
+                continue;
+            };
+            chunks.retain(|number| !layer.readable().get(*number));
+            self.refetch(&layer, Lost { data: chunks, frames: Vec::new() }).await;
+        }
+        self.asked = Instant::now();
     }
 
     async fn scrub(&mut self, layer: &Arc<Layer>) -> Result<(), StoreError> {
@@ -83,22 +117,36 @@ impl Scrubber {
             let Some((again, looks)) = looks else { return Ok(()) };
             scrub = again;
             self.found(layer, &looks).await;
+            self.ask_again().await;
             let bytes = looks.iter().map(|(_, look)| look.read_bytes).sum();
             self.pace(began, bytes).await;
         }
         Ok(())
     }
 
-    async fn found(&self, layer: &Arc<Layer>, looks: &[(u32, Scrubbed)]) {
+    async fn found(&mut self, layer: &Arc<Layer>, looks: &[(u32, Scrubbed)]) {
         let of = |lost: fn(&Scrubbed) -> bool| {
             looks.iter().filter(|(_, look)| lost(look)).map(|(number, _)| *number).collect::<Vec<u32>>()
         };
         let lost = Lost { data: of(|look| look.data_lost), frames: of(|look| look.frame_lost) };
+        self.refetch(layer, lost).await;
+    }
+
+    async fn refetch(&mut self, layer: &Arc<Layer>, lost: Lost) {
         if lost.data.is_empty() && lost.frames.is_empty() {
             return;
         }
-        if let Err(error) = self.layers.refetch(layer, lost).await {
-            tracing::warn!(layer = %layer.digest(), error = chain(&error), "damaged chunks are not fetched yet");
+        let mut chunks = lost.data.clone();
+        let Err(error) = self.layers.refetch(layer, lost).await else { return };
+        tracing::warn!(layer = %layer.digest(), error = chain(&error), "damaged chunks are not fetched yet");
+        chunks.retain(|number| !layer.readable().get(*number));
+        if self.owed.is_empty() {
+            self.asked = Instant::now();
+        }
+        let layer = Arc::downgrade(layer);
+        match self.owed.iter_mut().find(|owed| owed.layer.ptr_eq(&layer)) {
+            Some(owed) => owed.chunks.extend(chunks),
+            None => self.owed.push(Owed { layer, chunks }),
         }
     }
 

@@ -119,3 +119,28 @@ async fn what_nobody_else_has_comes_from_the_origin_unasked() {
     node.assert_reads(&reference, &layer).await;
     node.wait_for_metric(DAMAGED, 3.0).await;
 }
+
+/// What is mounted is read on as it is, whoever could give it when.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_gives_is_asked_for_again() {
+    let registry = FakeRegistry::start().await;
+    let layer = TestLayer::random(40, 50_000);
+    let reference = layer.push(&registry);
+    let cluster = Cluster::new();
+    // What is lost is asked for within 1.2 s, and again after 6 s.
+    let hasty = |config: &mut Config| {
+        scrubs(config);
+        config.fetch.origin_fallback_after = HumanDuration::from_millis(100);
+    };
+    let node = cluster.start_with("node", &[], hasty).await;
+    node.assert_reads(&reference, &layer).await;
+    registry.always(Turn::status(404));
+    node.damage_pack(&reference);
+    node.wait_for_metric(DAMAGED, 1.0).await;
+    node.damage_device(&reference);
+    node.wait_for_metric(DAMAGED, 2.0).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(fs::read(node.file_of(&reference, "device")).unwrap() != layer.device, "nobody has it");
+    registry.always(Turn::Serve);
+    wait_for_bytes(&node.file_of(&reference, "device"), &layer.device).await;
+}
