@@ -22,10 +22,10 @@ use std::sync::Arc;
 
 use d7y_chassis::config::ConfigError;
 use d7y_chassis::listen::{self, BindError};
-use d7y_chassis::obstacle;
+use d7y_chassis::obstacle::{self, Obstacle};
 use d7y_chassis::spans::{SpanCounts, Spans};
 use d7y_chassis::{Action, Daemon, DaemonName, Health, OnEnd, Secret, Tasks};
-use d7y_manager_db::{Database, Timestamp};
+use d7y_manager_db::{Database, DbError, Timestamp};
 use d7y_origin::Origin;
 use d7y_proto::manager::manager_server::ManagerServer;
 use tokio::net::TcpListener;
@@ -52,6 +52,8 @@ pub const RESET_ROOT_PASSWORD: Action = Action {
     help: "Give the user root a new password, print it once, and stop; a running manager takes it at once",
 };
 
+/// The configuration key of the database's place.
+const DIRECTORY: &str = "directory";
 /// A scheduler's list of 131,072 peers with names of some 60 bytes.
 const MAX_MESSAGE_BYTES: usize = 32 << 20;
 
@@ -67,11 +69,13 @@ pub struct Running {
 
 /// Opens the database, binds all sockets and starts to serve; [`Tasks::finish`] waits for the end.
 pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Running> {
+    obstacle::writable_directory(&config.directory, DIRECTORY)?;
+    // First of all, as its ports are this manager's too: "runs already" says more than "port taken".
+    let lock = obstacle::lock(&config.directory, DIRECTORY)?;
     let (rest, rest_address) = open(config.rest.listen, "rest.listen").await?;
     let (grpc, grpc_address) = open(config.grpc.listen, "grpc.listen").await?;
     let (metrics_listener, metrics_address) = open(config.metrics.listen, "metrics.listen").await?;
-    obstacle::writable_directory(&config.directory, "directory")?;
-    let db = Database::open(&config.directory.join(secrets::DATABASE)).await?;
+    let db = open_database(&config).await?;
     let mut registry = d7y_chassis::metrics::registry(DAEMON.name, DAEMON.version);
     let metrics = metrics::Metrics::register(&mut registry);
     let counts = SpanCounts::register(&mut registry);
@@ -89,6 +93,7 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Running> {
         metrics,
         new_job: Notify::new(),
         db: db.clone(),
+        _lock: lock,
     });
     manager.db.default_cluster(Timestamp::now()).await?;
     d7y_chassis::metrics::serve(tasks, vec![metrics_listener], Arc::new(registry), Health::new());
@@ -104,6 +109,15 @@ pub async fn start(config: Config, tasks: &Tasks) -> anyhow::Result<Running> {
     tracing::info!(rest = %rest_address, grpc = %grpc_address, metrics = %metrics_address, "listening");
     let first_password = secrets::first_user(&manager.db, &config).await?;
     Ok(Running { rest: rest_address, grpc: grpc_address, metrics: metrics_address, first_password })
+}
+
+async fn open_database(config: &Config) -> anyhow::Result<Database> {
+    Database::open(&config.directory.join(secrets::DATABASE)).await.map_err(|error| match error {
+        DbError::Newer { path, found } => {
+            Obstacle::Version { path, found, expected: Database::version() }.into()
+        }
+        other => other.into(),
+    })
 }
 
 async fn open(address: SocketAddr, key: &'static str) -> Result<(TcpListener, SocketAddr), BindError> {

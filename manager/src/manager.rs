@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use d7y_chassis::Spans;
+use d7y_chassis::obstacle::DirectoryLock;
 use d7y_manager_db::entity::{member, peer};
 use d7y_manager_db::{Database, DbError, Kind, Timestamp, Vault};
 use d7y_origin::Origin;
@@ -22,6 +23,8 @@ pub(crate) struct Manager {
     pub spans: Spans,
     /// There is a new job.
     pub new_job: Notify,
+    /// Held by whatever still uses the database.
+    pub _lock: DirectoryLock,
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -72,7 +72,7 @@ pub async fn reset_root_password(config: &Config) -> anyhow::Result<Secret> {
         "there is no database at {}: name the manager's configuration with --config, or start the manager once",
         path.display()
     );
-    let db = Database::open(&path).await?;
+    let db = crate::open_database(config).await?;
     let password = Secret::new(identity::random_password());
     let hash = identity::hash_password(password.clone()).await?;
     db.restore_root(ROOT, &hash, Timestamp::now()).await?;

@@ -40,6 +40,9 @@ fn millis(span: Duration) -> i64 {
 pub enum DbError {
     #[error("cannot open the database {path}; check the directory's owner and free space")]
     Open { path: PathBuf, source: DbErr },
+    /// Nothing of it is changed.
+    #[error("{path} was written by a newer manager ({found}); start that one, or move the file away")]
+    Newer { path: PathBuf, found: String },
     #[error("the tables of the database cannot be brought up to date")]
     Migrate(#[source] DbErr),
     #[error("the database failed")]
@@ -74,8 +77,17 @@ impl Database {
         });
         let connection = sea_orm::Database::connect(options).await;
         let connection = connection.map_err(|source| DbError::Open { path: path.to_owned(), source })?;
+        if let Some(found) = Migrator::newer(&connection).await.map_err(DbError::Migrate)? {
+            connection.close().await?;
+            return Err(DbError::Newer { path: path.to_owned(), found });
+        }
         Migrator::up(&connection, None).await.map_err(DbError::Migrate)?;
         Ok(Self { connection })
+    }
+
+    /// The number of the last step of the tables that this program knows.
+    pub fn version() -> u32 {
+        u32::try_from(Migrator::migrations().len()).unwrap_or(u32::MAX)
     }
 
     /// Waits for what is under way and closes the file.

@@ -1,5 +1,6 @@
 //! What the tables looked like, step by step. A step that has been released is never changed.
 
+use sea_orm::DatabaseConnection;
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::schema::{
     big_integer, big_integer_null, big_pk_auto, binary, boolean, integer, string, string_null, string_uniq,
@@ -12,6 +13,18 @@ pub(crate) struct Migrator;
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
         vec![Box::new(First), Box::new(SettingsAndUsers)]
+    }
+}
+
+impl Migrator {
+    /// The last step that the database has taken and this program does not know. Only reads.
+    pub async fn newer(connection: &DatabaseConnection) -> Result<Option<String>, DbErr> {
+        if !SchemaManager::new(connection).has_table("seaql_migrations").await? {
+            return Ok(None);
+        }
+        let taken = Self::get_migration_models(connection).await?.into_iter().map(|step| step.version);
+        let known = Self::migrations();
+        Ok(taken.filter(|name| known.iter().all(|step| step.name() != name)).max())
     }
 }
 

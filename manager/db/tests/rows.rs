@@ -62,6 +62,26 @@ async fn the_default_cluster_is_made_once_and_names_are_unique() {
 }
 
 #[tokio::test]
+async fn a_newer_database_is_refused_and_left_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("manager.db");
+    Database::open(&path).await.unwrap().close().await.unwrap();
+    let raw = sea_orm::Database::connect(format!("sqlite:{}", path.display())).await.unwrap();
+    let later = "INSERT INTO seaql_migrations VALUES ('0900_later', 0), ('0901_last', 0)";
+    sea_orm::ConnectionTrait::execute_unprepared(&raw, later).await.unwrap();
+    raw.close().await.unwrap();
+    let before = std::fs::read(&path).unwrap();
+    match Database::open(&path).await {
+        Err(error @ DbError::Newer { .. }) => {
+            let said = error.to_string();
+            assert!(said.contains("0901_last") && said.contains("manager.db"), "{said}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+}
+
+#[tokio::test]
 async fn members_leave_the_view_when_they_are_silent_and_keep_their_id() {
     let Fixture { db, directory: _directory, .. } = Fixture::new().await;
     db.default_cluster(T).await.unwrap();

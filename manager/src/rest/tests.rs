@@ -39,6 +39,7 @@ impl Api {
             metrics: Metrics::default(),
             spans: Spans::default(),
             new_job: Notify::new(),
+            _lock: d7y_chassis::obstacle::lock(directory.path(), "directory").unwrap(),
         };
         Self { manager: Arc::new(manager), _directory: directory }
     }
