@@ -50,6 +50,7 @@ impl Control {
                 peer_id: announce.peer_id.clone(),
                 version: DAEMON.version,
                 file: Some(config.discovered_file()),
+                is_member: config.role == Role::Seed,
                 again: ask_manager.clone(),
             },
             known,

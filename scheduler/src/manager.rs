@@ -65,6 +65,7 @@ pub(crate) fn follow(config: &Config, tasks: &Tasks, reloads: Reloads<Config>) -
         peer_id: name(config)?,
         version: crate::DAEMON.version,
         file: None,
+        is_member: true,
         again: Arc::default(),
     };
     let (known, discovered) = watch::channel(Discovered::default());

@@ -2,6 +2,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,6 +57,8 @@ const MAX_CONCURRENT_REQUESTS: u32 = 1024;
 /// How long handing a descriptor to the peer may take before it is tried again.
 const PARK_DEADLINE: Duration = Duration::from_secs(5);
 const PARK_PAUSE: Duration = Duration::from_millis(200);
+/// A peer that restarts is away for less, and nobody needs to look.
+const PEER_RESTART: Duration = Duration::from_secs(3);
 /// How long reads in flight may take at the stop; the others are left to the next snapshotter.
 const SESSION_STOP: Duration = Duration::from_secs(2);
 
@@ -95,6 +98,7 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<()> {
         let (layers, peer) = (Arc::clone(&layers), peer.clone());
         async move { layers.pins().tell(&peer).await }
     });
+    supervise(&tasks, "peer watch", watch_peer(peer.clone(), config.peer.socket));
     supervise(&tasks, "peer link", follow_peer(peer, Arc::clone(&session), layers));
     watch_session(&tasks, session);
     serve_containerd(&tasks, listener, snapshotter);
@@ -196,6 +200,25 @@ fn database_obstacle(error: MetaError, config: &Config) -> anyhow::Error {
             Obstacle::Twice { path: config.root_directory.clone(), key: "rootDirectory" }.into()
         }
         other => anyhow::Error::from(other).context("cannot open the snapshot database"),
+    }
+}
+
+/// Says once when nobody answers on the peer's socket, and when somebody does again.
+async fn watch_peer(peer: LocalClient, socket: PathBuf) {
+    let mut link = peer.link();
+    let is_up = |link: &Link| *link != Link::Down;
+    loop {
+        if tokio::time::timeout(PEER_RESTART, link.wait_for(is_up)).await.is_err() {
+            tracing::warn!(
+                socket = %socket.display(),
+                "the peer does not answer, what is not on this node waits for it: start d7y-peer or correct peer.socket"
+            );
+            let _ = link.wait_for(is_up).await;
+            tracing::info!("the peer answers");
+        }
+        if link.wait_for(|link| *link == Link::Down).await.is_err() {
+            return;
+        }
     }
 }
 

@@ -31,7 +31,9 @@ pub(crate) async fn connect(manager: &str) -> Result<Channel, String> {
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(5));
-    endpoint.connect().await.map_err(|error| chain(&error))
+    endpoint.connect().await.map_err(|error| {
+        format!("cannot connect, start d7y-manager there or correct manager.address: {}", chain(&error))
+    })
 }
 
 /// An error and all its causes in one line.

@@ -36,6 +36,8 @@ pub struct Asking {
     pub version: &'static str,
     /// Where the last answer is kept, by whoever has a place for it.
     pub file: Option<PathBuf>,
+    /// Whether it also stays alive with the manager: then that says, and not this, when the manager is away.
+    pub is_member: bool,
     /// Asks at once when notified: what is known turned out to be wrong.
     pub again: Arc<Notify>,
 }
@@ -48,7 +50,7 @@ pub async fn discover(asking: Asking, known: watch::Sender<Discovered>) {
     loop {
         let wait = match ask(&asking).await {
             Ok(answer) => {
-                if std::mem::take(&mut lost) {
+                if std::mem::take(&mut lost) && !asking.is_member {
                     tracing::info!(manager = asking.config.address, "the manager answers again");
                 }
                 let refresh = Duration::from_millis(u64::from(answer.refresh_ms)).max(LEAST_REFRESH);
@@ -64,7 +66,7 @@ pub async fn discover(asking: Asking, known: watch::Sender<Discovered>) {
                 }
             }
             Err(why) => {
-                if !std::mem::replace(&mut lost, true) {
+                if !std::mem::replace(&mut lost, true) && !asking.is_member {
                     tracing::warn!(
                         manager = asking.config.address,
                         "the manager does not answer, going on with what is known: {why}"

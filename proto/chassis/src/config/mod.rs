@@ -40,7 +40,7 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 pub enum ConfigError {
     #[error("there is no configuration file {}; one with {{}} in it is enough, and without --config the defaults hold", path.display())]
     Missing { path: PathBuf },
-    #[error("cannot read the configuration file {}", path.display())]
+    #[error("cannot read the configuration file {}: {}", path.display(), advice(.source))]
     Read { path: PathBuf, source: std::io::Error },
     #[error("{} is larger than {MAX_FILE_BYTES} bytes and cannot be a configuration file", path.display())]
     TooLarge { path: PathBuf },
@@ -160,6 +160,15 @@ fn read_file(args: &DaemonArgs) -> Result<Option<String>, ConfigError> {
         Err(source) => return Err(ConfigError::Read { path, source }),
     }
     fs::read_to_string(&path).map(Some).map_err(|source| ConfigError::Read { path, source })
+}
+
+fn advice(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::PermissionDenied => "not permitted; let the daemon's user read it",
+        ErrorKind::IsADirectory => "it is a directory; name a file",
+        ErrorKind::NotADirectory => "a part of the path is no directory; name a file",
+        _ => "the system refused",
+    }
 }
 
 fn is_blank(text: &str) -> bool {
