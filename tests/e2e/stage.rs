@@ -9,14 +9,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use d7y_bench::rig::client::{Api, Client, Started, Wanted};
 use d7y_bench::rig::cluster::{Cluster, D7yNode, Extra, Peer};
-use d7y_bench::rig::command::{run, tail};
+use d7y_bench::rig::command::tail;
 use d7y_bench::rig::host::Link;
 use d7y_bench::rig::image::Image;
 use d7y_bench::rig::lab::Lab;
 use d7y_bench::rig::leftovers::mounts_below;
 use d7y_bench::rig::metrics::Samples;
 use d7y_bench::rig::node::Snapshotter;
-use d7y_bench::rig::places::Places;
 
 /// Everything that a test waits for comes much sooner on an idle machine.
 pub const SOON: Duration = Duration::from_secs(60);
@@ -24,22 +23,8 @@ pub const SOON: Duration = Duration::from_secs(60);
 /// Between two looks at something that is waited for.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// The packages that `cargo xtask test` builds beforehand: the same set has the same features, and nothing is
-/// built twice.
-const PACKAGES: [&str; 6] =
-    ["d7y-manager", "d7y-peer", "d7y-scheduler", "d7y-snapshotter", "d7y-bench", "d7y-cli"];
-
-/// What the tests start.
-const PROGRAMS: [&str; 5] = ["d7y-manager", "d7y-peer", "d7y-scheduler", "d7y-snapshotter", "d7y"];
-
 /// One lab at a time: two cores carry one cluster.
-static TURN: Mutex<Daemons> = Mutex::new(Daemons::Stale);
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Daemons {
-    Stale,
-    Built,
-}
+static TURN: Mutex<()> = Mutex::new(());
 
 /// Runs a test in a lab. Afterwards nothing of the lab may be left, also when the test failed; then
 /// the ends of all its logs are shown.
@@ -48,12 +33,8 @@ pub fn in_lab(test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
         eprintln!("not run: an end-to-end test makes namespaces and mounts and needs root");
         return Ok(());
     }
-    let mut daemons = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let places = Places::find()?;
-    if *daemons == Daemons::Stale {
-        build_daemons(&places)?;
-        *daemons = Daemons::Built;
-    }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let places = d7y_tests::built().clone();
     let began = Instant::now();
     let lab = Lab::open(places)?;
     let dir = lab.dir().to_path_buf();
@@ -67,19 +48,6 @@ pub fn in_lab(test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
     ensure!(mounts_below(&dir).is_empty(), "mounts are left: {:?}", mounts_below(&dir));
     ensure!(!dir.exists(), "{} is left", dir.display());
     Ok(())
-}
-
-/// cargo does not build other packages' programs for a test; an old one would be tested in their place.
-fn build_daemons(places: &Places) -> Result<()> {
-    if !places.binaries.ends_with("debug") {
-        return PROGRAMS.iter().try_for_each(|name| places.daemon(name).map(drop));
-    }
-    let target = places.binaries.parent().context("a profile's directory has a parent")?;
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace")?);
-    cargo.args(["build", "--locked", "--quiet", "--bins", "--target-dir"]).arg(target);
-    cargo.args(PACKAGES.iter().flat_map(|name| ["-p", name]));
-    run(&mut cargo).context("cannot build the daemons that are to be tested")
 }
 
 fn show_logs(dir: &Path) {

@@ -30,8 +30,14 @@ pub fn tools_dir() -> PathBuf {
     target_dir().join("tools")
 }
 
+/// Without what cargo told this process of its own package: ring is built anew whenever that changes.
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("CARGO_PKG_") || name == "CARGO_MANIFEST_DIR" {
+            command.env_remove(name);
+        }
+    }
     command.current_dir(workspace());
     command
 }
