@@ -4,16 +4,18 @@ mod image;
 mod node;
 mod table;
 
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use d7y_chassis::recent::RecentEvent;
 use d7y_peer::view::StatusView;
 use d7y_snapshotter::images::ImageView;
 use serde::de::DeserializeOwned;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::doctor::settings::Settings;
 use crate::http;
@@ -25,12 +27,13 @@ const WATCH_EVERY: Duration = Duration::from_secs(2);
 /// Clears the terminal and starts at its top.
 const CLEAR: &str = "\x1b[2J\x1b[H";
 
-/// Exit codes: 0 when both daemons answered, 1 otherwise.
+/// Exit codes: 0 when both daemons answered, 1 otherwise; 0 with --watch.
 #[derive(clap::Args, Debug)]
 pub struct NodeArgs {
     #[command(flatten)]
     common: CommonArgs,
-    /// Look again every 2 seconds, until Ctrl-C; with JSON one line each
+    /// Look again every 2 seconds, until Ctrl-C: a terminal shows the last look, a pipe gets one after the other (JSON:
+    /// one line each)
     #[arg(short, long)]
     watch: bool,
 }
@@ -74,21 +77,43 @@ struct Places {
 pub fn node(args: &NodeArgs) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let places = args.common.places()?;
-    runtime.block_on(async {
-        loop {
-            let node = Node::look(&places).await;
-            match (args.common.output, args.watch) {
-                (Output::Json, true) => println!("{}", serde_json::to_string(&node)?),
-                (Output::Json, false) => println!("{}", serde_json::to_string_pretty(&node)?),
-                (Output::Text, true) => print!("{CLEAR}{}", node.text()),
-                (Output::Text, false) => print!("{}", node.text()),
+    if args.watch {
+        return runtime.block_on(watch(&places, args.common.output));
+    }
+    let node = runtime.block_on(Node::look(&places));
+    match args.common.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&node)?),
+        Output::Text => print!("{}", node.text()),
+    }
+    Ok(if node.is_whole() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Ends with Ctrl-C, or when nobody reads any more.
+async fn watch(places: &Places, output: Output) -> Result<ExitCode> {
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let mut stdout = std::io::stdout();
+    let on_terminal = stdout.is_terminal();
+    loop {
+        let node = tokio::select! {
+            _ = interrupted.recv() => return Ok(ExitCode::SUCCESS),
+            node = Node::look(places) => node,
+        };
+        let frame = match output {
+            Output::Json => serde_json::to_string(&node)? + "\n",
+            Output::Text if on_terminal => format!("{CLEAR}{}", node.text()),
+            Output::Text => {
+                format!("{}\n{}\n", humantime::format_rfc3339_seconds(SystemTime::now()), node.text())
             }
-            if !args.watch {
-                return Ok(if node.is_whole() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
-            }
-            tokio::time::sleep(WATCH_EVERY).await;
+        };
+        match stdout.write_all(frame.as_bytes()).and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(ExitCode::SUCCESS),
+            written => written.context("cannot print")?,
         }
-    })
+        tokio::select! {
+            _ = interrupted.recv() => return Ok(ExitCode::SUCCESS),
+            () = tokio::time::sleep(WATCH_EVERY) => {}
+        }
+    }
 }
 
 pub fn image(args: &ImageArgs) -> Result<ExitCode> {

@@ -8,3 +8,4 @@ mod preheat;
 mod program;
 mod reference;
 mod units;
+mod watch;
