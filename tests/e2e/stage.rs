@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use d7y_bench::rig::client::{Api, Client, Started, Wanted};
+use d7y_bench::rig::client::{Api, Client, Nerdctl, Started, Wanted};
 use d7y_bench::rig::cluster::{Cluster, D7yNode, Extra, Peer};
 use d7y_bench::rig::command::tail;
 use d7y_bench::rig::host::Link;
@@ -30,7 +30,7 @@ static TURN: Mutex<()> = Mutex::new(());
 /// the ends of all its logs are shown.
 pub fn in_lab(test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
     if !nix::unistd::geteuid().is_root() || std::env::var_os("D7Y_TEST_UNPRIVILEGED").is_some() {
-        eprintln!("not run: an end-to-end test makes namespaces and mounts and needs root");
+        d7y_skip::test("root: an end-to-end test makes namespaces and mounts");
         return Ok(());
     }
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -48,6 +48,17 @@ pub fn in_lab(test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
     ensure!(mounts_below(&dir).is_empty(), "mounts are left: {:?}", mounts_below(&dir));
     ensure!(!dir.exists(), "{} is left", dir.display());
     Ok(())
+}
+
+/// As [`in_lab`], with the client that people use.
+pub fn with_nerdctl(test: impl FnOnce(&Lab, &dyn Client) -> Result<()>) -> Result<()> {
+    in_lab(|lab| match lab.places.nerdctl() {
+        Some(program) => test(lab, &Nerdctl::new(program)),
+        None => {
+            d7y_skip::test("nerdctl, which needs Go");
+            Ok(())
+        }
+    })
 }
 
 fn show_logs(dir: &Path) {

@@ -55,7 +55,7 @@ mod privileged {
     fn is_root() -> bool {
         let root = nix::unistd::geteuid().is_root();
         if !root {
-            eprintln!("SKIPPED for want of root");
+            d7y_skip::test("root");
         }
         root
     }

@@ -187,7 +187,7 @@ mod privileged {
     #[test]
     fn xfs_holds_what_two_layers_share_once() {
         if !nix::unistd::geteuid().is_root() {
-            return eprintln!("SKIPPED for want of root: xfs_holds_what_two_layers_share_once");
+            return d7y_skip::test("root");
         }
         let directory = tempfile::tempdir().unwrap();
         mount_xfs(directory.path());

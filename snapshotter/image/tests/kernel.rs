@@ -8,6 +8,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use d7y_image::{BuildOptions, layer_tree, write_bootstrap};
+use d7y_skip::Extent;
 use d7y_types::Compression;
 use fixture::{Built, Item, build, build_with, tar};
 use mount::{Mounted, compare_with_tree, fsck, is_root};
@@ -68,7 +69,7 @@ fn noise(bytes: usize) -> Vec<u8> {
 fn judge(built: &Built) {
     let (bootstrap, device) = (&built.index.bootstrap, &built.store.device);
     fsck(bootstrap, device);
-    if is_root() {
+    if is_root(Extent::Part) {
         let mounted = Mounted::erofs(bootstrap, device);
         let tree = layer_tree(&built.index).expect("what is built can be read");
         compare_with_tree(&tree, device, mounted.path());
@@ -97,7 +98,7 @@ fn the_kernel_shows_what_is_large() {
     items.push(Item::file("after the sparse one", "content"));
     let built = build(&tar(&items)).unwrap();
     judge(&built);
-    if is_root() {
+    if is_root(Extent::Part) {
         let mounted = Mounted::erofs(&built.index.bootstrap, &built.store.device);
         let sparse = File::open(mounted.path().join("sparse")).unwrap();
         let mut end = [1; 8];
@@ -120,7 +121,7 @@ fn the_kernel_shows_random_trees() {
         let tree = trees::any_tree(steps).new_tree(&mut runner).unwrap().current();
         let bootstrap = write_bootstrap(&tree).unwrap().bytes;
         fsck(&bootstrap, &device);
-        if is_root() {
+        if is_root(Extent::Part) {
             compare_with_tree(&tree, &device, Mounted::erofs(&bootstrap, &device).path());
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use d7y_bench::rig::client::{Api, Client, Nerdctl};
+use d7y_bench::rig::client::{Api, Client};
 use d7y_bench::rig::cluster::{Cluster, D7yNode};
 use d7y_bench::rig::command::run;
 use d7y_bench::rig::compare;
@@ -14,7 +14,9 @@ use d7y_bench::rig::image::{Content, assemble, busybox};
 use http::StatusCode;
 
 use crate::images::{Data, everything, tar, with_media_type};
-use crate::stage::{UNLIMITED, ctr, in_lab, layer_bytes, metric, node, push, start, start_with};
+use crate::stage::{
+    UNLIMITED, ctr, in_lab, layer_bytes, metric, node, push, start, start_with, with_nerdctl,
+};
 use crate::tar::Tar;
 
 /// A tar layer to containerd, which looks for itself how it is compressed; nothing to d7y.
@@ -99,13 +101,7 @@ fn a_client_without_labels_gets_an_overlay_snapshotter() -> Result<()> {
 
 #[test]
 fn nerdctl_pulls_as_ever_from_a_registry_that_only_it_reaches() -> Result<()> {
-    in_lab(|lab| match lab.places.nerdctl() {
-        Some(program) => pulls_from_an_odd_port(lab, &Nerdctl::new(program)),
-        None => {
-            eprintln!("not run: nerdctl is not built here");
-            Ok(())
-        }
-    })
+    with_nerdctl(pulls_from_an_odd_port)
 }
 
 #[test]

@@ -1,22 +1,18 @@
 //! An ordinary image starts lazily on two nodes, its bytes taken from where they should come from.
 
 use anyhow::{Context, Result, ensure};
-use d7y_bench::rig::client::{Api, Client, Nerdctl};
+use d7y_bench::rig::client::{Api, Client};
 use d7y_bench::rig::cluster::Cluster;
 use d7y_bench::rig::compare;
 
 use crate::images::{Data, everything};
-use crate::stage::{UNLIMITED, in_lab, layer_bytes, metric, node, push, start, start_with, wait_complete};
+use crate::stage::{
+    UNLIMITED, in_lab, layer_bytes, metric, node, push, start, start_with, wait_complete, with_nerdctl,
+};
 
 #[test]
 fn nerdctl_runs_everything_that_a_tar_can_hold() -> Result<()> {
-    in_lab(|lab| match lab.places.nerdctl() {
-        Some(program) => runs_everything(lab, &Nerdctl::new(program)),
-        None => {
-            eprintln!("not run: nerdctl is not built here");
-            Ok(())
-        }
-    })
+    with_nerdctl(runs_everything)
 }
 
 #[test]

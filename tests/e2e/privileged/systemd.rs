@@ -13,7 +13,7 @@ const PATIENCE: &str = "120";
 #[test]
 fn the_units_start_survive_kills_and_let_the_mounts_be_seen() -> Result<()> {
     if !Path::new("/lib/systemd/systemd").exists() {
-        eprintln!("SKIPPED: systemd is not installed");
+        d7y_skip::test("systemd");
         return Ok(());
     }
     in_lab(|lab| {
@@ -30,7 +30,8 @@ fn the_units_start_survive_kills_and_let_the_mounts_be_seen() -> Result<()> {
         let read = |name: &str| std::fs::read_to_string(scratch.join("out").join(name)).unwrap_or_default();
         let (seen, errors) = (read("seen"), read("errors"));
         if !seen.contains("control ok") {
-            eprintln!("SKIPPED: systemd does not boot in a namespace here ({status}): {seen}{errors}");
+            let said = format!("{seen}{errors}");
+            d7y_skip::test(format_args!("a systemd that boots in a namespace ({status}): {}", said.trim()));
             return Ok(());
         }
         ensure!(seen.matches("started active").count() == 4, "not all units started:\n{seen}{errors}");

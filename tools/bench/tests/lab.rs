@@ -118,6 +118,9 @@ mod privileged {
 
     fn clients(places: &Places) -> Vec<Box<dyn Client>> {
         let nerdctl = places.nerdctl().map(|program| Box::new(Nerdctl::new(program)) as Box<dyn Client>);
+        if nerdctl.is_none() {
+            d7y_skip::part("nerdctl, which needs Go");
+        }
         nerdctl.into_iter().chain([Box::new(Api) as Box<dyn Client>]).collect()
     }
 

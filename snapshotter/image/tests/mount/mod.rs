@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use d7y_image::{NodeId, NodeKind, Tree};
+use d7y_skip::Extent;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// The mount option, or the argument, that names a device. The file may have no name of its own.
@@ -60,11 +61,11 @@ impl Drop for Mounted {
     }
 }
 
-/// False, and a line that names the test, without root.
-pub fn is_root() -> bool {
+/// False without root: so much of the test is skipped.
+pub fn is_root(skipped: Extent) -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
-        eprintln!("SKIPPED for want of root: {}", std::thread::current().name().unwrap_or("a test"));
+        d7y_skip::tell(skipped, "root");
     }
     root
 }
@@ -76,7 +77,7 @@ pub fn fsck(bootstrap: &[u8], device: &File) {
     let option = format!("--{}", device_option(device));
     match Command::new("fsck.erofs").arg(option).arg(image.path()).output() {
         Ok(output) => assert!(output.status.success(), "fsck.erofs: {output:?}"),
-        Err(error) => eprintln!("SKIPPED for want of fsck.erofs (erofs-utils): {error}"),
+        Err(error) => d7y_skip::part(format_args!("fsck.erofs (erofs-utils): {error}")),
     }
 }
 

@@ -20,7 +20,7 @@ fn containerds() -> Vec<PathBuf> {
         Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
     });
     for program in missing {
-        eprintln!("SKIPPED with {}: it is not here", program.display());
+        d7y_skip::part(program.display());
     }
     found
 }

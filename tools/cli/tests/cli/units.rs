@@ -22,7 +22,7 @@ fn systemd_analyze(arguments: &[&str]) -> Option<Output> {
     match Command::new("systemd-analyze").args(arguments).output() {
         Ok(output) => Some(output),
         Err(error) => {
-            eprintln!("SKIPPED: systemd-analyze cannot be started: {error}");
+            d7y_skip::test(format_args!("systemd-analyze: {error}"));
             None
         }
     }
