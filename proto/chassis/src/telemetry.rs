@@ -15,7 +15,8 @@ use crate::tasks;
 #[derive(Debug, Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct LogConfig {
-    /// A level (`error`, `warn`, `info`, `debug`, `trace`), or levels by module: `info,d7y_store=debug`.
+    /// A level (`error`, `warn`, `info`, `debug`, `trace`; of libraries nothing below `info`), or levels by module:
+    /// `info,d7y_store=debug`.
     pub level: String,
     /// Lines for people, or one JSON object per line.
     pub format: LogFormat,
@@ -95,8 +96,12 @@ pub fn init(config: &LogConfig) -> Result<LogLevel, TelemetryError> {
     Ok(LogLevel(level))
 }
 
+/// A mere `debug` is about d7y: HTTP/2 alone would say several lines per connection and second.
 fn parse(level: &str) -> Result<EnvFilter, TelemetryError> {
-    let parsed = EnvFilter::builder().parse(level);
+    let parsed = match level.parse::<LevelFilter>() {
+        Ok(plain) if plain > LevelFilter::INFO => EnvFilter::builder().parse(format!("info,d7y={plain}")),
+        _ => EnvFilter::builder().parse(level),
+    };
     parsed.map_err(|source| TelemetryError::Filter { level: level.to_owned(), source })
 }
 
@@ -109,6 +114,44 @@ fn log_panic(panic: &std::panic::PanicHookInfo<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mere_level_is_about_d7y() {
+        for (level, own, library) in [
+            ("debug", LevelFilter::DEBUG, LevelFilter::INFO),
+            ("TRACE", LevelFilter::TRACE, LevelFilter::INFO),
+            ("info", LevelFilter::INFO, LevelFilter::INFO),
+            ("error", LevelFilter::ERROR, LevelFilter::ERROR),
+            ("debug,d7y=warn", LevelFilter::WARN, LevelFilter::DEBUG),
+        ] {
+            let subscriber = tracing_subscriber::registry().with(parse(level).unwrap());
+            tracing::subscriber::with_default(subscriber, || {
+                let said = |target: LevelFilter, enabled: [bool; 4]| {
+                    let levels =
+                        [LevelFilter::ERROR, LevelFilter::INFO, LevelFilter::DEBUG, LevelFilter::TRACE];
+                    assert_eq!(enabled, levels.map(|at| at <= target), "{level}: {target}");
+                };
+                said(
+                    own,
+                    [
+                        tracing::enabled!(target: "d7y_peer::fetch", tracing::Level::ERROR),
+                        tracing::enabled!(target: "d7y_peer::fetch", tracing::Level::INFO),
+                        tracing::enabled!(target: "d7y_peer::fetch", tracing::Level::DEBUG),
+                        tracing::enabled!(target: "d7y_peer::fetch", tracing::Level::TRACE),
+                    ],
+                );
+                said(
+                    library,
+                    [
+                        tracing::enabled!(target: "h2::codec", tracing::Level::ERROR),
+                        tracing::enabled!(target: "h2::codec", tracing::Level::INFO),
+                        tracing::enabled!(target: "h2::codec", tracing::Level::DEBUG),
+                        tracing::enabled!(target: "h2::codec", tracing::Level::TRACE),
+                    ],
+                );
+            });
+        }
+    }
 
     #[test]
     fn a_word_that_is_no_level_is_refused() {
