@@ -13,20 +13,20 @@ use crate::http;
 
 pub async fn check(settings: &Settings) -> Vec<Check> {
     let Settings { peer, snapshotter } = settings;
-    let mut checks = vec![
-        socket("peer.socket", "d7y-peer", &peer.local.socket).await,
-        socket("snapshotter.socket", "d7y-snapshotter", &snapshotter.socket).await,
-    ];
-    if snapshotter.peer.socket != peer.local.socket {
-        let (looks, is) = (snapshotter.peer.socket.display(), peer.local.socket.display());
-        let detail = format!("the snapshotter looks for the peer at {looks}, the peer listens at {is}");
-        let mend = "set peer.socket of the snapshotter to local.socket of the peer";
-        checks.push(Check::failed("peer.socket", detail, mend));
+    let mut checks = vec![socket("peer.socket", "d7y-peer", &peer.local.socket).await];
+    if settings.mounts() {
+        checks.push(socket("snapshotter.socket", "d7y-snapshotter", &snapshotter.socket).await);
+        if snapshotter.peer.socket != peer.local.socket {
+            let (looks, is) = (snapshotter.peer.socket.display(), peer.local.socket.display());
+            let detail = format!("the snapshotter looks for the peer at {looks}, the peer listens at {is}");
+            let mend = "set peer.socket of the snapshotter to local.socket of the peer";
+            checks.push(Check::failed("peer.socket", detail, mend));
+        }
     }
     if let Some(address) = peer.observability.listen.first() {
         checks.push(health("peer.health", "d7y-peer", *address).await);
     }
-    if let Some(address) = snapshotter.metrics.listen {
+    if let Some(address) = snapshotter.metrics.listen.filter(|_| settings.mounts()) {
         checks.push(health("snapshotter.health", "d7y-snapshotter", address).await);
     }
     checks

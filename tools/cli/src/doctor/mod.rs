@@ -1,4 +1,5 @@
-//! `d7y doctor`: whether this node can start containers through d7y, and what to do where it cannot.
+//! `d7y doctor`: whether this node can start containers through d7y (or this seed serve them), and what to do where it
+//! cannot.
 //!
 //! The daemons' own configuration files say what to look at. Nothing is compared by version where it can be tried, and
 //! everything that is tried is removed again.
@@ -65,8 +66,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 async fn examine(args: &Args) -> Vec<Check> {
     let (settings, mut checks) = Settings::load(&args.peer, &args.snapshotter);
-    checks.extend(kernel::check(&settings.snapshotter));
-    checks.extend(containerd::check(args, &settings.snapshotter).await);
+    if settings.mounts() {
+        checks.extend(kernel::check(&settings.snapshotter));
+        checks.extend(containerd::check(args, &settings.snapshotter).await);
+    }
     checks.extend(storage::check(&settings));
     checks.extend(daemons::check(&settings).await);
     checks.extend(network::check(&settings.peer, &args.registry).await);

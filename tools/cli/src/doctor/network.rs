@@ -103,7 +103,7 @@ async fn registries(config: &Config, more: &[String]) -> Vec<Check> {
     let configured = config.origin.registries.iter().map(|registry| &registry.host);
     let mut checks = Vec::new();
     let mut skew = None;
-    for host in configured.chain(more) {
+    for host in configured.chain(more).collect::<BTreeSet<_>>() {
         match ping(&origin, host).await {
             Ok(pongs) => {
                 for pong in pongs {

@@ -2,6 +2,7 @@ use std::path::Path;
 
 use d7y_chassis::config::{self, DaemonArgs};
 use d7y_chassis::{DaemonConfig, DaemonName};
+use d7y_peer::Role;
 
 use super::check::Check;
 
@@ -15,11 +16,20 @@ impl Settings {
     /// Faulty configurations are replaced by the defaults, so that the other checks still say something.
     pub fn load(peer: &Path, snapshotter: &Path) -> (Self, Vec<Check>) {
         let mut checks = Vec::new();
-        let settings = Self {
+        let mut settings = Self {
             peer: load("config.peer", d7y_peer::DAEMON.name, peer, &mut checks),
-            snapshotter: load("config.snapshotter", d7y_snapshotter::DAEMON.name, snapshotter, &mut checks),
+            snapshotter: d7y_snapshotter::Config::default(),
         };
+        if settings.mounts() {
+            let name = d7y_snapshotter::DAEMON.name;
+            settings.snapshotter = load("config.snapshotter", name, snapshotter, &mut checks);
+        }
         (settings, checks)
+    }
+
+    /// Whether containers are to start here: a seed has neither snapshotter nor containerd.
+    pub fn mounts(&self) -> bool {
+        self.peer.role == Role::Node
     }
 }
 

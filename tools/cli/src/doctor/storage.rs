@@ -17,7 +17,9 @@ pub fn check(settings: &Settings) -> Vec<Check> {
     let store = &settings.peer.store;
     let mut checks = vec![layout(&store.directory), room("disk.store", &store.directory)];
     checks.extend(limit(&store.directory, store.limit));
-    checks.push(room("disk.snapshots", &settings.snapshotter.root_directory));
+    if settings.mounts() {
+        checks.push(room("disk.snapshots", &settings.snapshotter.root_directory));
+    }
     checks
 }
 

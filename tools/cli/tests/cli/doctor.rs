@@ -99,6 +99,32 @@ async fn what_the_running_peer_was_told_counts() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seed_is_asked_for_nothing_that_only_nodes_have() {
+    let address = answering_peer(Some("schedulerConnected")).await;
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("peer.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let peer = directory.path().join("peer.yaml");
+    let text = format!(
+        "role: seed\nstore:\n  directory: {at}/store\nlocal:\n  socket: {socket}\n\
+         observability:\n  listen: [\"{address}\"]\norigin:\n  registries: [{{host: \"{address}\"}}]\n",
+        at = directory.path().display(),
+        socket = socket.display(),
+    );
+    std::fs::write(&peer, text).unwrap();
+    let registry = address.to_string();
+    let args = ["doctor", "--peer", peer.to_str().unwrap(), "--containerd", "/no/such/containerd"];
+    let args = args.into_iter().chain(["--registry", &registry]).map(str::to_owned).collect::<Vec<_>>();
+    let ended = tokio::task::spawn_blocking(move || d7y(args)).await.unwrap();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    for part in ["containerd", "kernel", "snapshotter", "disk.snapshots"] {
+        assert!(!ended.stdout.contains(part), "{part:?} is in\n{}", ended.stdout);
+    }
+    let asked = ended.stdout.lines().filter(|line| line.starts_with("ok       registry "));
+    assert_eq!(asked.count(), 1, "the registry was asked twice:\n{}", ended.stdout);
+}
+
 /// Says the same to whatever it is asked, until the test ends.
 async fn answering_peer(told: Option<&str>) -> std::net::SocketAddr {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
