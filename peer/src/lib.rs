@@ -18,6 +18,7 @@ mod local;
 mod metrics;
 mod news;
 mod openings;
+mod parked;
 mod patience;
 mod preheat;
 mod receive;

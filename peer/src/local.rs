@@ -15,17 +15,14 @@ use d7y_proto::local::{
 };
 use d7y_store::Layer;
 use d7y_types::{ByteRange, Caller, LayerRef, Sha256Digest};
-use parking_lot::Mutex;
 
 use crate::failure::{OpenFailure, chain};
 use crate::fetch::{Brought, FetchError, Giver, Uncached};
 use crate::layers::{Asker, Layers, Open};
-use crate::metrics::Metrics;
 use crate::openings::{self, Outcome, Supply};
+use crate::parked::Parked;
 use crate::trace::{Traces, chunks};
 
-/// Descriptors parked at once; one per snapshotter is what is needed.
-const MAX_PARKED: usize = 16;
 /// One read of the kernel is at most 1 MiB.
 const MAX_RANGE_BYTES: u64 = 4 << 20;
 /// Layers of one image; containerd itself stops earlier.
@@ -41,8 +38,7 @@ pub struct LocalService {
     pub layers: Arc<Layers>,
     pub traces: Arc<Traces>,
     pub tasks: Tasks,
-    pub parked: Mutex<HashMap<String, OwnedFd>>,
-    pub metrics: Arc<Metrics>,
+    pub parked: Parked,
     pub spans: Spans,
 }
 
@@ -184,18 +180,14 @@ impl LocalService {
         let Some(descriptor) = descriptor else {
             return Answer::failure(Reason::Invalid, "PutDescriptor came without a descriptor");
         };
-        let mut parked = self.parked.lock();
-        if parked.len() >= MAX_PARKED && !parked.contains_key(&name) {
-            return Answer::failure(Reason::Invalid, "too many descriptors are parked already");
+        match self.parked.put(name, descriptor) {
+            Ok(()) => done(),
+            Err(error) => Answer::failure(Reason::Invalid, error.to_string()),
         }
-        parked.insert(name, descriptor);
-        self.metrics.parked_descriptors.set(parked.len() as i64);
-        done()
     }
 
     fn unpark(&self, name: &str) -> Answer {
-        let duplicate = self.parked.lock().get(name).map(OwnedFd::try_clone);
-        match duplicate {
+        match self.parked.get(name) {
             None => Answer::failure(Reason::NotFound, "no descriptor of this name is parked"),
             Some(Err(error)) => Answer::failure(Reason::Internal, chain(&error)),
             Some(Ok(descriptor)) => Answer { descriptor: Some(descriptor), ..done() },

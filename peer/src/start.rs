@@ -12,12 +12,12 @@ use d7y_chassis::metrics::{self, Health};
 use d7y_chassis::obstacle::{self, Obstacle};
 use d7y_chassis::spans::{SpanCounts, Spans};
 use d7y_chassis::tasks::{OnEnd, Tasks};
+use d7y_fuse::inherited;
 use d7y_manager_client::Discovered;
 use d7y_origin::Origin;
 use d7y_store::{Store, StoreError, StoreOptions};
 use d7y_transfer::ServerLimits;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use parking_lot::Mutex;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
@@ -29,6 +29,7 @@ use crate::layers::{Layers, LayersConfig, LayersParts};
 use crate::local::LocalService;
 use crate::metrics::Metrics;
 use crate::news::News;
+use crate::parked::Parked;
 use crate::preheat::Preheater;
 use crate::receive::Receiver;
 use crate::scrub::Scrubber;
@@ -154,8 +155,8 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
         "transfer server",
         d7y_transfer::serve(transfer, Arc::new(uploads), ServerLimits::default(), stop.clone()),
     );
-    let (parked, metrics) = (Mutex::default(), peer_metrics.clone());
-    let service = LocalService { peer_id, layers, traces, tasks: tasks.clone(), parked, metrics, spans };
+    let parked = Parked::new(inherited::take(), peer_metrics);
+    let service = LocalService { peer_id, layers, traces, tasks: tasks.clone(), parked, spans };
     supervise(&tasks, "local server", d7y_peer_client::serve(local, Arc::new(service), stop));
     // Last: who asks whether the peer is healthy wants to use it.
     metrics::serve_views(&tasks, observability, Arc::new(registry), health, views);

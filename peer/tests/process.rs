@@ -4,6 +4,8 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -246,6 +248,47 @@ fn systemd_is_told() {
     running.signal(Signal::SIGTERM);
     hear("STOPPING=1");
     assert_eq!(running.code(), Some(0));
+}
+
+/// Hands the descriptor on standard input over as systemd does: under number 3, to the process of this very id.
+const HAND_OVER: &str = "exec 3<&0 </dev/null; export LISTEN_PID=$$; exec \"$0\" \"$@\"";
+
+#[test]
+fn systemd_keeps_what_is_parked_while_no_snapshotter_runs() {
+    let place = Place::new();
+    let path = place.path("notify");
+    let supervisor = UnixDatagram::bind(&path).unwrap();
+    supervisor.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = place.peer(&[]);
+    command.env("NOTIFY_SOCKET", &path);
+    let first = Running::start(command);
+    let precious = fs::File::open(place.path("peer.yaml")).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let client = || d7y_peer_client::LocalClient::new(place.path("run/peer.sock"));
+    let park = async |name| client().put_descriptor(name, precious.as_fd(), PATIENCE).await;
+    runtime.block_on(async {
+        park("fuse").await.unwrap();
+        // Anything else would be another line of the message.
+        park("fuse\nSTOPPING=1").await.unwrap_err();
+    });
+    for wanted in ["FDSTOREREMOVE=1\nFDNAME=fuse", "FDSTORE=1\nFDNAME=fuse\nFDPOLL=0"] {
+        let mut buffer = [0; 512];
+        while !buffer.starts_with(wanted.as_bytes()) {
+            buffer.fill(0);
+            supervisor.recv(&mut buffer).unwrap_or_else(|error| panic!("never heard {wanted}: {error}"));
+        }
+    }
+    drop(first);
+
+    let peer = place.peer(&[]);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", HAND_OVER]).arg(peer.get_program()).args(peer.get_args());
+    shell.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", "fuse").env_remove("NOTIFY_SOCKET");
+    shell.stdin(precious.try_clone().unwrap()).stderr(Stdio::piped());
+    let _second = Running::start(shell);
+    let taken = runtime.block_on(async { client().take_descriptor("fuse", PATIENCE).await.unwrap() });
+    let taken = fs::File::from(taken.expect("nothing is parked"));
+    assert_eq!(taken.metadata().unwrap().ino(), precious.metadata().unwrap().ino());
 }
 
 #[test]

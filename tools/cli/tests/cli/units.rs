@@ -100,3 +100,10 @@ fn no_unit_removes_the_directory_of_the_mounts() {
     }
     assert!(fs::read_to_string(deploy().join("d7y.tmpfiles.conf")).unwrap().contains("d /run/d7y 0700"));
 }
+
+#[test]
+fn both_units_of_a_node_keep_the_fuse_session() {
+    for name in ["d7y-peer", "d7y-snapshotter"] {
+        assert!(unit(name).contains("\nFileDescriptorStoreMax=8\n"), "{name} keeps no descriptor");
+    }
+}
