@@ -23,6 +23,7 @@ use tokio::sync::watch;
 
 use crate::config::{Config, Role, ScrubConfig, origin_faults};
 use crate::control::Control;
+use crate::failure::chain;
 use crate::fetch::{FetchContext, Fetcher};
 use crate::ingest::Ingester;
 use crate::layers::{Layers, LayersConfig, LayersParts};
@@ -264,6 +265,7 @@ fn layers_config(config: &Config) -> LayersConfig {
 async fn watch(store: Arc<Store>, origin: Arc<Origin>, metrics: Arc<Metrics>, health: Health) {
     let mut refused_before = 0;
     let mut alarm: Option<Instant> = None;
+    let mut lost = false;
     loop {
         tokio::time::sleep(STORE_WATCH).await;
         metrics.kept(&store.usage());
@@ -282,5 +284,31 @@ async fn watch(store: Arc<Store>, origin: Arc<Origin>, metrics: Arc<Metrics>, he
             health.recover("store");
         }
         refused_before = refused;
+        lost = look_at_directories(&store, &health, lost).await;
+    }
+}
+
+/// Raises an alarm when no layer can be kept at all, and takes it back. `lost` is whether it was raised before.
+async fn look_at_directories(store: &Arc<Store>, health: &Health, lost: bool) -> bool {
+    let looked = store.clone();
+    let found = tokio::task::spawn_blocking(move || looked.check_directories()).await;
+    match found {
+        Ok(Err(error)) => {
+            if !lost {
+                let error = chain(&error);
+                tracing::error!("the store cannot be written, no new layer can be opened: {error}");
+                health.fail(STORE, error);
+            }
+            true
+        }
+        Ok(Ok(())) => {
+            if lost {
+                tracing::info!("the store can be written again");
+                health.recover(STORE);
+            }
+            false
+        }
+        // The process is ending.
+        Err(_) => lost,
     }
 }

@@ -222,6 +222,18 @@ fn a_reload_takes_over_what_it_can_and_names_the_rest() {
 }
 
 #[test]
+fn a_store_that_is_taken_away_is_an_alarm_until_it_can_be_made_again() {
+    let place = Place::new();
+    let mut running = Running::start(place.peer(&[]));
+    fs::remove_dir_all(place.path("store")).unwrap();
+    fs::write(place.path("store"), "in the way").unwrap();
+    let said = running.wait_for("cannot be written");
+    assert!(said.contains("ERROR") && said.contains("store/layers"), "{said}");
+    fs::remove_file(place.path("store")).unwrap();
+    running.wait_for("can be written again");
+}
+
+#[test]
 fn systemd_is_told() {
     let place = Place::new();
     let path = place.path("notify");

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use d7y_image::{Chunk, LayerIndex};
 use d7y_types::{LayerRef, Sha256Digest};
 use parking_lot::Mutex;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{Access, FlockOperation, access, flock};
+use rustix::io::Errno;
 
 use crate::error::StoreError;
 use crate::layer::Layer;
@@ -395,6 +396,20 @@ impl Store {
 
     fn layer_path(&self, digest: Sha256Digest) -> PathBuf {
         self.options.directory.join("layers").join(digest.to_hex())
+    }
+
+    /// Whether layers can be made: a disk may become read-only, and somebody may delete the directory where it cannot be made
+    /// again. Says nothing about room.
+    pub fn check_directories(&self) -> Result<(), StoreError> {
+        for path in ["layers", "staging"].map(|name| self.options.directory.join(name)) {
+            // What is missing is made with the next layer, and not while somebody is still deleting.
+            let may_write = |ancestor: &Path| access(ancestor, Access::WRITE_OK | Access::EXEC_OK);
+            let first = path.ancestors().map(may_write).find(|found| *found != Err(Errno::NOENT));
+            if let Some(Err(refused)) = first {
+                return Err(StoreError::io(path)(refused.into()));
+            }
+        }
+        Ok(())
     }
 
     /// A fresh name in the directory that is emptied at start.
