@@ -78,6 +78,28 @@ echo "the manager is $(systemctl is-active d7y-manager) again"
 [ "$(fuse)" = "$before" ] && echo "the mount is the same"
 [ "$(ls -A /run/d7y/fuse 2>&1 | grep -ci 'not connected')" = 0 ] && echo "the mount answers"
 systemctl stop d7y-peer && [ "$(fuse)" = "$before" ] && echo "the mount outlives the peer"
+systemctl start d7y-peer
+for _ in $(seq 100); do [ "$(systemctl show -P NFileDescriptorStore d7y-peer)" = 1 ] && break; sleep 0.1; done
+systemctl stop d7y-snapshotter
+systemctl restart d7y-peer
+systemctl start d7y-snapshotter
+[ "$(fuse)" = "$before" ] && echo "the mount outlives the peer while no snapshotter runs"
+echo 'faulty: 1' > /etc/d7y/snapshotter.yaml
+systemctl restart d7y-snapshotter
+echo "the snapshotter is $(systemctl is-active d7y-snapshotter)"
+restarts=$(systemctl show -P NRestarts d7y-peer)
+systemctl kill -s KILL d7y-peer
+for _ in $(seq 100); do
+    [ "$(systemctl show -P NRestarts d7y-peer)" -gt "$restarts" ] && systemctl is-active -q d7y-peer && break
+    sleep 0.1
+done
+echo '{}' > /etc/d7y/snapshotter.yaml
+systemctl start d7y-snapshotter
+[ "$(fuse)" = "$before" ] && echo "the mount outlives a snapshotter that is refused and the peer"
+rm -rf /var/lib/d7y/peer
+# As the peer sees it, whose mount namespace is its own.
+nsenter --mount --target "$(systemctl show -P MainPID d7y-peer)" mkdir -p /var/lib/d7y/peer/layers \
+    && echo "a deleted cache can be made again"
 journalctl --no-pager -u d7y-peer -u d7y-snapshotter -u d7y-scheduler -u d7y-manager >&2
 systemctl --force --force poweroff
 LOOK

@@ -42,7 +42,11 @@ fn the_units_start_survive_kills_and_let_the_mounts_be_seen() -> Result<()> {
             "reloaded",
             "the mount is the same",
             "the mount answers",
-            "the mount outlives the peer",
+            "the mount outlives the peer\n",
+            "the mount outlives the peer while no snapshotter runs",
+            "the snapshotter is failed",
+            "the mount outlives a snapshotter that is refused and the peer",
+            "a deleted cache can be made again",
         ];
         for fact in facts {
             ensure!(seen.contains(fact), "{fact:?} was not seen:\n{seen}{errors}");
