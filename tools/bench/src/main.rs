@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use d7y_bench::bench::{cold_start, idle, warm};
+use d7y_bench::bench::{cold_start, idle, warm, warm_start};
 use d7y_bench::rig::interrupt;
 use d7y_bench::{chaos, demo};
 
@@ -16,6 +16,7 @@ enum Command {
     ColdStart(cold_start::Options),
     Idle(idle::Options),
     Warm(warm::Options),
+    WarmStart(warm_start::Options),
 }
 
 fn main() -> ExitCode {
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         Command::ColdStart(options) => cold_start::run(&options),
         Command::Idle(options) => idle::run(&options),
         Command::Warm(options) => warm::run(&options),
+        Command::WarmStart(options) => warm_start::run(&options),
     };
     interrupt::wait_if_interrupted();
     match result {

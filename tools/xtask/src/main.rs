@@ -24,7 +24,7 @@ cargo xtask COMMAND
   test [--unprivileged]      every check and test; --unprivileged leaves out those that need root
   fuzz [TARGET...]           feed mutated input to the parsers of tests/fuzz
       --seconds N            for so long each, default 60
-  bench NAME ...             measure: cold-start, warm or idle, each with --help (root)
+  bench NAME ...             measure: cold-start, warm, warm-start or idle, each with --help (root)
   chaos [OPTIONS]            kill -9 each process at random moments while containers read and preheats run (root)
       --kills N              of each process, default 20
       --seed S               repeat an earlier run's order and times

@@ -141,7 +141,7 @@ fn in_lab(places: &Places, work: impl FnOnce(&Lab) -> Result<()>) -> Result<()> 
     lab.keep_logs(work(&lab))
 }
 
-fn recipe(name: &str) -> Result<Recipe> {
+pub(super) fn recipe(name: &str) -> Result<Recipe> {
     match [SERVICE, LEARN].into_iter().find(|recipe| recipe.name == name) {
         Some(recipe) => Ok(recipe),
         None => bail!("no image {name:?}: service or learn"),

@@ -4,6 +4,7 @@ pub mod cold_start;
 pub mod idle;
 mod kernels;
 pub mod warm;
+pub mod warm_start;
 
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
