@@ -27,6 +27,9 @@ pub struct Config {
     pub start_deadline: HumanDuration,
     /// How long a read of missing data may take before it fails with EIO.
     pub read_deadline: HumanDuration,
+    /// How long the layers of an image that is on the node stay mounted after its last container went: the next start
+    /// finds them, and the kernel's caches of them. Meanwhile the peer does not evict them. 0s unmounts at once.
+    pub idle_mounts: HumanDuration,
     pub trace: TraceConfig,
     pub metrics: MetricsConfig,
     pub log: LogConfig,
@@ -86,6 +89,7 @@ impl Default for Config {
             prepare_wait: HumanDuration::from_secs(2),
             start_deadline: HumanDuration::from_secs(600),
             read_deadline: HumanDuration::from_secs(60),
+            idle_mounts: HumanDuration::from_secs(60),
             trace: TraceConfig::default(),
             metrics: MetricsConfig::default(),
             log: LogConfig::default(),

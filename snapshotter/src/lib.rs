@@ -17,6 +17,7 @@ mod metrics;
 mod overlay;
 mod place;
 mod prepare;
+mod promote;
 mod pulls;
 pub mod resolve;
 pub mod service;

@@ -9,24 +9,27 @@ use std::time::{Duration, Instant};
 use d7y_chassis::{Spans, Tasks};
 use d7y_peer_client::LocalClient;
 use d7y_proto::snapshots::Mount;
-use d7y_types::Sha256Digest;
 use parking_lot::Mutex;
 
 use crate::announce::Announcer;
 use crate::error::SnapshotError;
-use crate::layers::{Backing, ChainLayer, Layers, Mounted};
+use crate::layers::{Backing, ChainLayer, Layers, Mounted, Needs};
 use crate::meta::{
     Chained, Committing, Filters, Kind, MetaError, NewSnapshot, Snapshot, SnapshotId, Store, Updating, Usage,
 };
 use crate::metrics::Metrics;
 use crate::overlay::{Access, Stack, Upper};
 use crate::place::Place;
+use crate::promote::Promotions;
 use crate::pulls::Pulls;
 use crate::resolve::Resolver;
 use crate::starts::Starts;
 use crate::status::chain as chain_of;
 use crate::trace::Recorder;
 use crate::usage;
+
+/// Between looks for layers that have been idle long enough to be unmounted.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
 /// containerd's snapshotter. Everything durable is in the store; everything mounted in the layers.
 pub struct Snapshotter {
@@ -42,6 +45,7 @@ pub struct Snapshotter {
     pub(crate) metrics: Metrics,
     pub(crate) spans: Spans,
     pub(crate) starts: Arc<Starts>,
+    pub(crate) promotions: Promotions,
     pub(crate) tasks: Tasks,
     pub(crate) waits: Waits,
     /// One clean-up at a time: two take each other's mounts for used ones and each other's directories away.
@@ -54,6 +58,8 @@ pub struct Waits {
     pub prepare: Duration,
     pub start: Duration,
     pub trace: Duration,
+    /// Between the end of an image's last container and the end of its mounts.
+    pub idle_mounts: Duration,
 }
 
 impl Snapshotter {
@@ -91,9 +97,10 @@ impl Snapshotter {
             }
             mounting => {
                 self.note_start(&new.name, &chain, began, &mounting);
-                let (name, parent) = (new.name.clone(), new.parent.clone());
-                let mounts = self.create_on(mounting?, Kind::Active, new).await?;
-                self.trace_start(&name, &parent);
+                let (name, parent, mounted) = (new.name.clone(), new.parent.clone(), mounting?);
+                let is_served = mounted.is_served;
+                let mounts = self.create_on(mounted, Kind::Active, new).await?;
+                self.container_stands(&name, &parent, is_served);
                 Ok(mounts)
             }
         }
@@ -132,6 +139,7 @@ impl Snapshotter {
             self.note_start(key, &chain[1..], began, &mounting);
         }
         let mounted = mounting?;
+        let is_served = mounted.is_served;
         let (snapshotter, lowers) = (Arc::clone(self), mounted.lowers.clone());
         let made = Arc::clone(&row);
         let stack = blocking(move || {
@@ -140,9 +148,17 @@ impl Snapshotter {
         });
         let mounts = stack.await?.mounts();
         if row.kind == Kind::Active {
-            self.trace_start(&row.name, &row.parent);
+            self.container_stands(&row.name, &row.parent, is_served);
         }
         Ok(mounts)
+    }
+
+    /// What the start of a container sets off.
+    fn container_stands(self: &Arc<Self>, key: &str, parent: &str, is_served: bool) {
+        self.trace_start(key, parent);
+        if is_served {
+            self.promote_when_complete(key, parent);
+        }
     }
 
     pub async fn commit(self: &Arc<Self>, mut committing: Committing) -> Result<(), SnapshotError> {
@@ -203,21 +219,41 @@ impl Snapshotter {
         let snapshotter = Arc::clone(self);
         blocking(move || {
             let _alone = snapshotter.cleaning.lock();
-            snapshotter.layers.sweep(|| snapshotter.layers_in_use());
+            snapshotter.sweep();
             snapshotter.delete_garbage()
         })
         .await
     }
 
-    fn layers_in_use(&self) -> HashSet<(Sha256Digest, Sha256Digest)> {
+    /// Unmounts the layers that nothing needs any more, from time to time: containerd asks for it only when something was
+    /// removed. Never ends.
+    pub async fn sweep_idle(self: &Arc<Self>) {
+        loop {
+            tokio::time::sleep(SWEEP_EVERY).await;
+            let snapshotter = Arc::clone(self);
+            let swept = blocking(move || {
+                let _alone = snapshotter.cleaning.lock();
+                snapshotter.sweep();
+                Ok(())
+            });
+            if let Err(error) = swept.await {
+                tracing::debug!(error = &error as &dyn std::error::Error, "idle layers stay mounted");
+            }
+        }
+    }
+
+    fn sweep(&self) {
+        self.layers.sweep(|| self.needs(), self.waits.idle_mounts);
+    }
+
+    fn needs(&self) -> Needs {
         let all = self.store.list(&Filters::default());
+        let part =
+            |row: &Arc<Snapshot>| Some((row.remote.as_ref()?.layer.digest, row.remote.as_ref()?.chain_id));
         let top = all.iter().filter(|row| row.kind != Kind::Committed);
         let chains = top.filter_map(|row| self.store.chain(&row.name).ok());
-        let remotes = chains.flatten().filter_map(|row| {
-            let remote = row.remote.as_ref()?;
-            Some((remote.layer.digest, remote.chain_id))
-        });
-        remotes.collect()
+        let containers = chains.flatten().filter_map(|row| part(&row)).collect();
+        Needs { containers, images: all.iter().filter_map(part).collect() }
     }
 
     /// A directory is made after its row, and numbers are never used twice: one without a row is garbage. One that cannot
@@ -241,18 +277,24 @@ impl Snapshotter {
         if parent.is_empty() { Ok(Chained::new()) } else { Ok(self.store.chain(parent)?) }
     }
 
-    async fn mount_chain(&self, chain: &[Arc<Snapshot>], within: Duration) -> Result<Mounted, SnapshotError> {
+    pub(crate) async fn mount_chain(
+        &self,
+        chain: &[Arc<Snapshot>],
+        within: Duration,
+    ) -> Result<Mounted, SnapshotError> {
         let deadline = Instant::now() + within;
-        let layers: Vec<_> = chain
-            .iter()
-            .map(|row| match &row.remote {
-                Some(remote) => ChainLayer::Remote(remote.clone()),
-                None => ChainLayer::Directory(self.place.upper(row.id)),
-            })
-            .collect();
+        let layers = self.chain_layers(chain);
         let backing = tokio::time::timeout_at(deadline.into(), self.backing(chain)).await;
         let backing = backing.unwrap_or(Backing::Served);
         Ok(self.layers.mount(&layers, backing, deadline).await?)
+    }
+
+    pub(crate) fn chain_layers(&self, chain: &[Arc<Snapshot>]) -> Vec<ChainLayer> {
+        let layer = |row: &Arc<Snapshot>| match &row.remote {
+            Some(remote) => ChainLayer::Remote(remote.clone()),
+            None => ChainLayer::Directory(self.place.upper(row.id)),
+        };
+        chain.iter().map(layer).collect()
     }
 
     fn stack(&self, row: &Snapshot, lowers: Vec<std::path::PathBuf>) -> Stack {

@@ -101,6 +101,10 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<()> {
     supervise(&tasks, "peer watch", watch_peer(peer.clone(), config.peer.socket));
     supervise(&tasks, "peer link", follow_peer(peer, Arc::clone(&session), layers));
     watch_session(&tasks, session);
+    supervise(&tasks, "idle mounts", {
+        let snapshotter = Arc::clone(&snapshotter);
+        async move { snapshotter.sweep_idle().await }
+    });
     serve_containerd(&tasks, listener, snapshotter);
     Ok(())
 }
@@ -175,7 +179,9 @@ async fn take_over(
             prepare: config.prepare_wait.get(),
             start: config.start_deadline.get(),
             trace: config.trace.window.get(),
+            idle_mounts: config.idle_mounts.get(),
         },
+        promotions: Default::default(),
         cleaning: Default::default(),
     };
     Ok((Arc::new(snapshotter), session))

@@ -3,7 +3,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use d7y_image::{LayerIndex, MAX_INDEX_BYTES, TrustError, open_unchanged};
@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::layers::chunks::{ChunkTable, Present};
 use crate::layers::registry::Backing;
+use crate::layers::touched::Touched;
 
 /// A layer's device as the peer keeps it on this node's disk.
 #[derive(Debug)]
@@ -111,23 +112,14 @@ pub struct DeviceSlot {
     refuses_direct: AtomicBool,
     /// One opening at a time; the others take what it brought.
     opening: tokio::sync::Mutex<()>,
-    read_bytes: AtomicU64,
+    /// What the kernel was given of it.
+    pub touched: Touched,
 }
 
 impl DeviceSlot {
     pub fn new(layer: LayerRef) -> Self {
-        let (open, refuses_direct, opening, read_bytes) = Default::default();
-        Self { layer, open, refuses_direct, opening, read_bytes }
-    }
-
-    /// Notes that the kernel was given so many bytes of the layer.
-    pub fn was_read(&self, bytes: u64) {
-        self.read_bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// What the kernel was given of the layer.
-    pub fn read_bytes(&self) -> u64 {
-        self.read_bytes.load(Ordering::Relaxed)
+        let (open, refuses_direct, opening, touched) = Default::default();
+        Self { layer, open, refuses_direct, opening, touched }
     }
 
     /// How a new mount of the device may stand, `wanted` being the best that its user can take.

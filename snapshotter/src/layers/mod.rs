@@ -27,6 +27,7 @@ mod reads;
 mod registry;
 mod session;
 mod table;
+mod touched;
 mod tree;
 
 pub use device::{Device, DeviceError, DeviceSlot};
@@ -35,4 +36,4 @@ pub use pins::Pins;
 pub use reads::{Failures, Reader, Source};
 pub use registry::{Backing, MountId, MountKey, MountRecord, Registry};
 pub use session::{Connection, Driver, FUSE_DESCRIPTOR, SessionError};
-pub use table::{ChainLayer, LayerError, Layers, LayersParts, Mounted};
+pub use table::{ChainLayer, LayerError, Layers, LayersParts, Mounted, Needs};

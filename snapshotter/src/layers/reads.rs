@@ -147,7 +147,7 @@ impl Reader {
             Some(device) if matches!(device.missing(range), Ok(None)) => {
                 self.touch(source, &device, range);
                 self.metrics.read(ReadResult::Hit);
-                source.slot.was_read(range.length);
+                source.slot.touched.note(range);
                 reply.file(device.file(), range);
             }
             _ => {
@@ -179,7 +179,7 @@ impl Reader {
         match result {
             Ok(readable) => {
                 self.metrics.read(ReadResult::Miss);
-                source.slot.was_read(range.length);
+                source.slot.touched.note(range);
                 match readable {
                     Readable::FromDevice(device) => reply.file(device.file(), range),
                     Readable::Bytes(bytes) => reply.data(&bytes),

@@ -77,6 +77,8 @@ pub struct Mounted {
     pub lowers: Vec<PathBuf>,
     /// What was waited for.
     pub steps: Vec<Step>,
+    /// Whether a layer stands on FUSE.
+    pub is_served: bool,
     _leases: Vec<Arc<Entry>>,
 }
 
@@ -107,8 +109,19 @@ struct Entry(Mutex<Option<MountedAt>>);
 struct MountedAt {
     id: MountId,
     path: PathBuf,
+    /// When a container was last known to need it.
+    used: Instant,
     /// Keeps the layer pinned.
     _slot: Arc<DeviceSlot>,
+}
+
+/// What the snapshots are made of: layers, each on a chain.
+#[derive(Debug, Clone, Default)]
+pub struct Needs {
+    /// Of containers, and whatever else is not committed.
+    pub containers: HashSet<(Sha256Digest, Sha256Digest)>,
+    /// Of all images.
+    pub images: HashSet<(Sha256Digest, Sha256Digest)>,
 }
 
 /// A layer that is to be mounted, and how.
@@ -120,11 +133,13 @@ struct Wish {
     deadline: Instant,
 }
 
-/// A layer that is mounted; and how, if it was not before.
+/// A layer that is mounted.
 struct Standing {
     entry: Arc<Entry>,
     path: PathBuf,
-    mounted: Option<Backing>,
+    backing: Backing,
+    /// It was not mounted before.
+    is_new: bool,
 }
 
 /// A bootstrap ready to be mounted.
@@ -170,14 +185,15 @@ impl Layers {
         if slots.iter().any(Option::is_some) && !self.pins.agreed(deadline).await {
             return Err(LayerError::Pins);
         }
-        let (mut paths, mut leases) = (Vec::new(), Vec::new());
+        let (mut paths, mut leases, mut is_served) = (Vec::new(), Vec::new(), false);
         for (layer, slot) in chain.iter().zip(slots).rev() {
             match (layer, slot) {
                 (ChainLayer::Remote(remote), Some(slot)) => {
                     let wish = Wish { remote: remote.clone(), slot, backing, deadline };
                     let (began, layer) = (Instant::now(), Some(remote.layer.digest));
-                    let Standing { entry, path, mounted } = self.mount_one(wish, &paths).await?;
-                    if let Some(backing) = mounted {
+                    let Standing { entry, path, backing, is_new } = self.mount_one(wish, &paths).await?;
+                    is_served |= backing == Backing::Served;
+                    if is_new {
                         let what = What::Mount { backing };
                         steps.push(Step { what, layer, began, took: began.elapsed() });
                     }
@@ -188,7 +204,7 @@ impl Layers {
                 (ChainLayer::Remote(_), None) => unreachable!("every remote layer has a slot"),
             }
         }
-        Ok(Mounted { lowers: without_repeats(paths), steps, _leases: leases })
+        Ok(Mounted { lowers: without_repeats(paths), steps, is_served, _leases: leases })
     }
 
     /// A chain of which every layer stands already, on whatever.
@@ -211,14 +227,15 @@ impl Layers {
             paths.push(path);
             leases.push(entry);
         }
-        Some(Mounted { lowers: without_repeats(paths), steps: Vec::new(), _leases: leases })
+        let (lowers, steps) = (without_repeats(paths), Vec::new());
+        Some(Mounted { lowers, steps, is_served: false, _leases: leases })
     }
 
     /// `lowers` are the mounted layers below, the nearest first.
     async fn mount_one(self: &Arc<Self>, wish: Wish, lowers: &[PathBuf]) -> Result<Standing, LayerError> {
         let device = wish.slot.device(&self.parts.peer, wish.deadline).await?;
-        if let Some((entry, path)) = self.find_mounted(&wish, &device) {
-            return Ok(Standing { entry, path, mounted: None });
+        if let Some(standing) = self.find_mounted(&wish, &device) {
+            return Ok(standing);
         }
         let (device, index) = wish.slot.reopen(&self.parts.peer, wish.deadline).await?;
         let (layers, lowers) = (Arc::clone(self), lowers.to_vec());
@@ -226,18 +243,23 @@ impl Layers {
             let prepared = prepare(&wish, device, &index, &lowers)?;
             let (key, (entry, path)) = layers.mount_as_well_as_can_be(prepared, &wish.slot)?;
             layers.decided.lock().insert((key.layer, wish.remote.chain_id, key.backing), key);
-            Ok(Standing { entry, path, mounted: Some(key.backing) })
+            Ok(Standing { entry, path, backing: key.backing, is_new: true })
         });
         mounting.await.map_err(|_| LayerError::Interrupted)?
     }
 
-    fn find_mounted(&self, wish: &Wish, device: &Device) -> Option<(Arc<Entry>, PathBuf)> {
+    fn find_mounted(&self, wish: &Wish, device: &Device) -> Option<Standing> {
         let backing = wish.slot.backing(device, wish.backing);
         let key = *self.decided.lock().get(&(wish.remote.layer.digest, wish.remote.chain_id, backing))?;
         let entry = self.entries.lock().get(&key).filter(|_| key.layout == device.layout).cloned()?;
         // Busy: it is being mounted or unmounted, which is waited for where waiting is allowed.
-        let path = entry.0.try_lock()?.as_ref()?.path.clone();
-        Some((entry, path))
+        let path = {
+            let mut state = entry.0.try_lock()?;
+            let mounted = state.as_mut()?;
+            mounted.used = Instant::now();
+            mounted.path.clone()
+        };
+        Some(Standing { entry, path, backing: key.backing, is_new: false })
     }
 
     /// Where the kernel refuses the device itself (not every file system can stand below EROFS), it is served.
@@ -268,7 +290,8 @@ impl Layers {
         let record = &prepared.record;
         let entry = Arc::clone(self.entries.lock().entry(record.key).or_default());
         let mut state = entry.0.lock();
-        if let Some(mounted) = &*state {
+        if let Some(mounted) = &mut *state {
+            mounted.used = Instant::now();
             let path = mounted.path.clone();
             drop(state);
             return Ok((entry, path));
@@ -276,7 +299,8 @@ impl Layers {
         let id = self.parts.registry.id(record)?;
         match self.mount_as(id, prepared, slot) {
             Ok(path) => {
-                *state = Some(MountedAt { id, path: path.clone(), _slot: Arc::clone(slot) });
+                let used = Instant::now();
+                *state = Some(MountedAt { id, path: path.clone(), used, _slot: Arc::clone(slot) });
                 self.parts.metrics.mounted_layers.inc();
                 self.parts.metrics.mounted(match record.key.backing {
                     Backing::Served => MountKind::Served,
@@ -383,42 +407,54 @@ impl Layers {
         if record.key.backing == Backing::Served {
             self.show(id, record, &slot, tree);
         }
-        let entry = Entry(Mutex::new(Some(MountedAt { id, path, _slot: slot })));
+        let entry = Entry(Mutex::new(Some(MountedAt { id, path, used: Instant::now(), _slot: slot })));
         self.entries.lock().insert(record.key, Arc::new(entry));
         self.parts.metrics.mounted_layers.inc();
         true
     }
 
-    /// Unmounts the layers that nothing needs: neither one of these layers, on one of these chains, nor somebody who
-    /// holds a [`Mounted`]. Blocks.
+    /// Unmounts the layers that nothing needs: neither a container, nor somebody who holds a [`Mounted`]; those of an
+    /// image that is still here once no container has needed them for `idle`. Blocks.
     ///
-    /// `in_use` is asked again under the lock of each layer that is to go: a snapshot may have come since.
-    pub fn sweep(&self, in_use: impl Fn() -> HashSet<(Sha256Digest, Sha256Digest)>) {
-        let is_used = |key: &MountKey| match key.chain {
-            Some(chain) => in_use().contains(&(key.layer, chain)),
-            None => in_use().iter().any(|(layer, _)| *layer == key.layer),
-        };
+    /// `needs` is asked again under the lock of each layer that is to go: a snapshot may have come since.
+    pub fn sweep(&self, needs: impl Fn() -> Needs, idle: Duration) {
         let all: Vec<_> = self.entries.lock().iter().map(|(key, entry)| (*key, Arc::clone(entry))).collect();
+        let at_first = needs();
         for (key, entry) in all {
-            if !is_used(&key) {
-                self.unmount(&key, &entry, is_used);
-            }
+            let is_needed = |needs: &Needs, mounted: &mut MountedAt| {
+                if needs_mount(&needs.containers, &key) {
+                    mounted.used = Instant::now();
+                    return true;
+                }
+                let is_recent = mounted.used.elapsed() < idle && needs_mount(&needs.images, &key);
+                is_recent && !self.is_superseded(&key)
+            };
+            self.unmount(&key, &entry, |mounted| {
+                is_needed(&at_first, mounted) || is_needed(&needs(), mounted)
+            });
         }
-        let layers: HashSet<_> = in_use().into_iter().map(|(layer, _)| layer).collect();
+        let layers: HashSet<_> = needs().containers.into_iter().map(|(layer, _)| layer).collect();
         self.decided.lock().retain(|_, key| self.entries.lock().contains_key(key));
         let mut slots = self.slots.lock();
         slots.retain(|layer, slot| layers.contains(layer) || Arc::strong_count(slot) > 1);
         self.pins.replace(slots.keys().copied().collect::<BTreeSet<_>>());
     }
 
+    /// Whether the next container gets another mount of the same layer, which stands already.
+    fn is_superseded(&self, key: &MountKey) -> bool {
+        let direct = MountKey { backing: Backing::Direct, ..*key };
+        key.backing == Backing::Served && self.entries.lock().contains_key(&direct)
+    }
+
     /// All of it under the entry's lock: whoever mounts the layer anew gets the same number, and must not lose what
     /// belongs to it.
-    fn unmount(&self, key: &MountKey, entry: &Arc<Entry>, is_used: impl Fn(&MountKey) -> bool) {
+    fn unmount(&self, key: &MountKey, entry: &Arc<Entry>, is_needed: impl Fn(&mut MountedAt) -> bool) {
         /// The table's own and the caller's.
         const IDLE_REFERENCES: usize = 2;
         let mut state = entry.0.lock();
-        let Some(mounted) = state.as_ref() else { return };
-        if Arc::strong_count(entry) > IDLE_REFERENCES || is_used(key) {
+        let Some(mounted) = state.as_mut() else { return };
+        // In this order: whoever lets go of a mount has stored the snapshot that needs it.
+        if Arc::strong_count(entry) > IDLE_REFERENCES || is_needed(mounted) {
             return;
         }
         if self.parts.driver == Driver::Erofs
@@ -450,6 +486,39 @@ impl Layers {
         }
     }
 
+    /// Whether all data of a chain's layers is on this node.
+    pub fn is_complete(&self, chain: &[ChainLayer]) -> bool {
+        chain.iter().all(|layer| match layer {
+            ChainLayer::Directory(_) => true,
+            ChainLayer::Remote(remote) => {
+                let device = self.slots.lock().get(&remote.layer.digest).and_then(|slot| slot.ready());
+                device.is_some_and(|device| device.is_complete().unwrap_or(false))
+            }
+        })
+    }
+
+    /// Fills the kernel's caches of a chain's direct mounts with what it has read of its layers through FUSE, up to
+    /// `budget` bytes; returns how much that was. Blocks.
+    pub fn read_ahead(&self, chain: &[ChainLayer], budget: u64) -> u64 {
+        let mut read = 0;
+        for layer in chain {
+            let ChainLayer::Remote(remote) = layer else { continue };
+            let key = (remote.layer.digest, remote.chain_id, Backing::Direct);
+            let entry = self.decided.lock().get(&key).and_then(|key| self.entries.lock().get(key).cloned());
+            let mounted = entry.and_then(|entry| {
+                let state = entry.0.lock();
+                state.as_ref().map(|mounted| (mounted.id, mounted.path.clone()))
+            });
+            let slot = self.slots.lock().get(&remote.layer.digest).cloned();
+            let (Some((id, path)), Some(slot)) = (mounted, slot) else { continue };
+            let bootstrap = fs::read(self.parts.place.bootstrap(id)).ok();
+            if let Some(tree) = bootstrap.and_then(|bytes| read_bootstrap(&bytes).ok()) {
+                read += slot.touched.read_ahead(&path, &tree, budget.saturating_sub(read));
+            }
+        }
+        read
+    }
+
     /// Opens every open device anew: the peer has restarted and may have other files.
     pub async fn refresh(&self) {
         let open: Vec<_> =
@@ -478,7 +547,7 @@ impl Layers {
 
     /// What the kernel asked of the layer through FUSE since the layer is known here, in bytes.
     pub fn read_bytes(&self, layer: Sha256Digest) -> u64 {
-        self.slots.lock().get(&layer).map_or(0, |slot| slot.read_bytes())
+        self.slots.lock().get(&layer).map_or(0, |slot| slot.touched.bytes())
     }
 
     /// The names of the files that lie at offsets of a layer's device, as far as the layer is mounted. Blocks.
@@ -504,6 +573,13 @@ impl Layers {
         let mut slots = self.slots.lock();
         let slot = slots.entry(layer.digest).or_insert_with(|| Arc::new(DeviceSlot::new(layer.clone())));
         Arc::clone(slot)
+    }
+}
+
+fn needs_mount(needed: &HashSet<(Sha256Digest, Sha256Digest)>, key: &MountKey) -> bool {
+    match key.chain {
+        Some(chain) => needed.contains(&(key.layer, chain)),
+        None => needed.iter().any(|(layer, _)| *layer == key.layer),
     }
 }
 

@@ -271,7 +271,7 @@ async fn a_dead_peer_keeps_no_container_from_what_is_mounted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_no_container_uses_is_unmounted_and_may_be_evicted() {
     for driver in DRIVERS {
-        let setting = Setting::new(driver, &[]).await;
+        let setting = Setting::new(driver, &["idleMounts=0s"]).await;
         let root = setting.run("c1").await;
         let socket = setting.node.socket();
         clean_up(&socket).await;

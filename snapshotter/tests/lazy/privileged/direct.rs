@@ -13,7 +13,7 @@ impl Setting {
     /// A node that has the whole image, of which a container runs already, but from before the cluster knew how the
     /// image is used.
     async fn complete(driver: &'static str) -> Self {
-        let mut setting = Self::new(driver, &[]).await;
+        let mut setting = Self::new(driver, &["idleMounts=0s"]).await;
         setting.peer.fill();
         setting.run("c1").await;
         setting.peer.has_trace.store(true, Ordering::Relaxed);
@@ -85,6 +85,59 @@ async fn direct_mounts_outlive_the_snapshotter_and_are_shared_and_swept() {
         assert_eq!(setting.node.layers_mounted(), 0, "{driver}");
         wait_until(&setting.peer.pinned, "the pins to go", |pinned| pinned.is_empty()).await;
     }
+}
+
+/// The second start of an image finds what the first one had to wait for.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_has_come_is_mounted_directly_before_the_next_container_and_stays_mounted() {
+    let setting = Setting::new("erofs", &[]).await;
+    setting.peer.has_trace.store(true, Ordering::Relaxed);
+    let first = setting.run("c1").await;
+    blocking(move || assert!(read(&first, "opt/app").unwrap() == noise(5, 200_000))).await;
+    assert_eq!(setting.node.layers_mounted(), setting.served(), "a layer that is not here whole");
+    setting.peer.fill();
+    let (node, log) = (&setting.node, setting.node.path().join("snapshotter.log"));
+    // The empty layer had nothing to wait for.
+    let both = setting.served() - 1 + setting.direct();
+    let read_ahead = wait_for("the direct mounts", || async {
+        let log = fs::read_to_string(&log).unwrap();
+        let line = log.lines().find(|line| line.contains("a complete image is mounted directly"))?;
+        line.split("bytes=").nth(1)?.split_whitespace().next()?.parse::<u64>().ok()
+    })
+    .await;
+    assert_eq!(node.layers_mounted(), both);
+    assert!((200_000..BIG_BYTES as u64).contains(&read_ahead), "read ahead: {read_ahead} bytes");
+
+    let socket = node.socket();
+    setting.remove("c1").await;
+    clean_up(&socket).await;
+    assert_eq!(node.layers_mounted(), setting.direct(), "only what the next container takes is kept");
+    assert_eq!(*setting.peer.pinned.borrow(), setting.layers);
+    let mounts_before = fs::read_dir(node.path().join("run/m")).unwrap().count();
+    let second = setting.run_on("c2", &setting.top()).await;
+    assert_eq!(fs::read_dir(node.path().join("run/m")).unwrap().count(), mounts_before);
+    blocking(move || check_files(&second)).await;
+    setting.remove("c2").await;
+    for chain_id in setting.chain_ids.iter().rev() {
+        setting.containerd.remove(&chain_id.to_string()).await.unwrap();
+    }
+    wait_for("the image to go", || async { names(&socket).await.is_empty().then_some(()) }).await;
+    clean_up(&socket).await;
+    assert_eq!(node.layers_mounted(), 0, "of an image that is gone");
+    wait_until(&setting.peer.pinned, "the pins to go", |pinned| pinned.is_empty()).await;
+}
+
+/// Nobody asks for a clean-up when time passes.
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_mounts_end_by_themselves() {
+    let setting = Setting::new("erofs", &["idleMounts=1s"]).await;
+    setting.peer.fill();
+    setting.run("c1").await;
+    setting.remove("c1").await;
+    clean_up(&setting.node.socket()).await;
+    assert_eq!(setting.node.layers_mounted(), setting.served());
+    wait_until(&setting.peer.pinned, "the pins to go", |pinned| pinned.is_empty()).await;
+    assert_eq!(setting.node.layers_mounted(), 0);
 }
 
 /// As a store does that is full, or deleted by hand.

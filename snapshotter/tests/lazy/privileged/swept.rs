@@ -13,7 +13,7 @@ const ROUNDS: usize = 50;
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sweep_takes_nothing_from_a_container_that_starts_beside_it() {
     for driver in DRIVERS {
-        let setting = Setting::new(driver, &[]).await;
+        let setting = Setting::new(driver, &["idleMounts=0s"]).await;
         setting.peer.fill();
         let parent = setting.containerd.pull(&setting.chain_ids).await;
         // Its collector would remove the snapshots that this test makes without it.
