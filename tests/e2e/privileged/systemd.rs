@@ -9,6 +9,12 @@ use crate::stage::in_lab;
 
 /// Far above what a boot of five services takes, in seconds.
 const PATIENCE: &str = "120";
+/// Goes into control groups with the lab's name, which its end removes: systemd makes its own where it starts.
+const ENTER: &str = r#"for root in /sys/fs/cgroup/systemd /sys/fs/cgroup/unified /sys/fs/cgroup; do
+    [ -e $root/cgroup.procs ] && mkdir $root/$1 && echo $$ > $root/$1/cgroup.procs
+done
+shift
+exec "$@""#;
 
 #[test]
 fn the_units_start_survive_kills_and_let_the_mounts_be_seen() -> Result<()> {
@@ -16,10 +22,12 @@ fn the_units_start_survive_kills_and_let_the_mounts_be_seen() -> Result<()> {
         d7y_skip::test("systemd");
         return Ok(());
     }
+    let had_scope = scope_at_root();
     in_lab(|lab| {
         let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
         let scratch = lab.dir().join("systemd");
-        let status = Command::new("timeout")
+        let status = Command::new("bash")
+            .args(["-c", ENTER, "enter", lab.id(), "timeout"])
             .args(["--signal=KILL", PATIENCE, "unshare", "--kill-child"])
             .args(["--mount", "--pid", "--fork", "--uts", "--ipc", "--net", "--cgroup", "bash"])
             .arg(tests.join("e2e/systemd.sh"))
@@ -52,5 +60,14 @@ fn the_units_start_survive_kills_and_let_the_mounts_be_seen() -> Result<()> {
             ensure!(seen.contains(fact), "{fact:?} was not seen:\n{seen}{errors}");
         }
         Ok(())
-    })
+    })?;
+    ensure!(scope_at_root() == had_scope, "control groups are left at the root");
+    Ok(())
+}
+
+/// Whether a systemd has its groups at the root of the hierarchy.
+fn scope_at_root() -> bool {
+    ["systemd/init.scope", "unified/init.scope", "init.scope"]
+        .iter()
+        .any(|group| Path::new("/sys/fs/cgroup").join(group).exists())
 }

@@ -203,15 +203,15 @@ fn shares_our_group(group: &str) -> bool {
 /// Control groups named after the lab, emptied by now, in every hierarchy.
 fn remove_cgroups(root: &Path, id: &str) {
     for hierarchy in children(root) {
-        for group in [hierarchy.join(id), root.join(id)] {
-            for child in children(&group) {
-                if child.is_dir() {
-                    let _ = fs::remove_dir(child);
-                }
-            }
-            let _ = fs::remove_dir(group);
-        }
+        remove_cgroup(&hierarchy.join(id));
+        remove_cgroup(&root.join(id));
     }
+}
+
+/// With those below it.
+fn remove_cgroup(group: &Path) {
+    children(group).iter().filter(|child| child.is_dir()).for_each(|child| remove_cgroup(child));
+    let _ = fs::remove_dir(group);
 }
 
 /// nerdctl makes a directory of fifos per container outside of its data root, and leaves it there.
