@@ -59,6 +59,10 @@ impl Layers {
         if self.is_whole(layer) {
             return Ok(());
         }
+        // The asker tries somebody else.
+        if let Some(failure) = cases.refusal(digest, now) {
+            return Err(failure);
+        }
         if !cases.is_waiting(digest, now) {
             cases.asked(digest, now);
             return Ok(());
@@ -76,13 +80,13 @@ impl Layers {
             return Ok(End::Whole);
         }
         if reason == Reason::Alone {
-            return self.refill(layer).await;
+            return self.refill(layer, reason).await;
         }
         let plan = self.directory.plan(layer.digest()).await;
         match (plan.refill, reason) {
             (Refill::Myself, Reason::Asked) => self.fill(layer).await,
             (Refill::Myself, Reason::Early) => Ok(End::Unanswered),
-            (Refill::Myself, _) => self.refill(layer).await,
+            (Refill::Myself, _) => self.refill(layer, reason).await,
             (Refill::Other(parent), Reason::Early | Reason::Turn | Reason::Readers) => {
                 Ok(self.ask_to_refill(&[parent], layer).await.into())
             }
@@ -92,7 +96,9 @@ impl Layers {
                 // The first configured seed that takes it on, in an order that is the same for all.
                 let seeds = self.directory.static_seeds(layer.digest()).await;
                 match self.ask_to_refill(&seeds, layer).await {
-                    Answer::No | Answer::Nothing if reason == Reason::Readers => self.refill(layer).await,
+                    Answer::No | Answer::Nothing if reason == Reason::Readers => {
+                        self.refill(layer, reason).await
+                    }
                     answer => Ok(answer.into()),
                 }
             }
@@ -138,7 +144,7 @@ impl Layers {
                 false => self.config.origin_fallback_after,
             };
             if since.elapsed() >= patience {
-                return self.refill(layer).await;
+                return self.refill(layer, Reason::Asked).await;
             }
             tokio::time::sleep(WATCH_EVERY).await;
             if self.is_whole(layer) {
@@ -156,8 +162,21 @@ impl Layers {
         if self.config.seed { at_a_seed } else { turn_after(self.config.origin_fallback_after) }
     }
 
-    async fn refill(&self, layer: &Arc<Layer>) -> Result<End, OpenFailure> {
-        let _slot = self.ingests.acquire().await.expect("never closed");
+    async fn refill(&self, layer: &Arc<Layer>, reason: Reason) -> Result<End, OpenFailure> {
+        let _slot = match self.ingests.try_acquire() {
+            Ok(slot) => slot,
+            Err(_) => {
+                let slot = self.ingests.acquire().await.expect("never closed");
+                // Meanwhile somebody may have come back who has it all.
+                if self.is_whole(layer) {
+                    return Ok(End::Whole);
+                }
+                if reason != Reason::Asked && !self.fetcher.is_orphan(layer.digest()).await {
+                    return Ok(End::Elsewhere);
+                }
+                slot
+            }
+        };
         // So that the peers that follow the layer hear of what arrives.
         self.fetcher.add_layer(layer.clone(), false).await;
         tracing::warn!(layer = %layer.digest(), "no peer holds what is waited for; reading the origin again");

@@ -32,6 +32,8 @@ const TURN: u32 = 4;
 const ALONE: u32 = 4;
 /// When nobody could be asked, this long passes before it is tried again: it cost nobody anything.
 const UNANSWERED: Duration = Duration::from_millis(500);
+/// And each further time twice as long, up to this: many nodes ask for many layers.
+const MOST_SILENCE: Duration = Duration::from_secs(4);
 
 /// Why something is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +77,8 @@ struct Case {
     have: u32,
     /// Since when readers have waited, and when they were last seen.
     waits: Option<(Instant, Instant)>,
+    /// Since when they have waited for something that no peer holds, whatever else has come meanwhile.
+    orphan_since: Instant,
     asked: bool,
     running: Option<Reason>,
     /// When the origin may be read again, and how long after the read that follows.
@@ -83,6 +87,8 @@ struct Case {
     /// When another peer may be asked again, and how long after the answer that follows.
     ask_again: Instant,
     ask_delay: Duration,
+    /// How long after a question that reaches nobody the next one follows.
+    silence: Duration,
     hopeless: bool,
     failure: Option<(OpenFailure, Instant)>,
 }
@@ -95,6 +101,9 @@ impl Cases {
     /// Somebody waits for chunks of a layer of which `have` are here.
     pub fn somebody_waits(&mut self, layer: Sha256Digest, have: u32, now: Instant) {
         let case = self.case(layer, now);
+        if !case.is_waiting(now) {
+            case.orphan_since = now;
+        }
         let since = case.waits.filter(|(_, seen)| now.saturating_duration_since(*seen) < FORGET);
         let since = since.filter(|_| case.have == have).map_or(now, |(since, _)| since);
         (case.waits, case.have) = (Some((since, now)), have);
@@ -144,10 +153,11 @@ impl Cases {
                 }
             }
             End::Unanswered => {
-                case.ask_again = now + UNANSWERED;
+                case.ask_again = now + case.silence;
                 if !only_asks {
-                    case.not_before = now + UNANSWERED;
+                    case.not_before = now + case.silence;
                 }
+                case.silence = (case.silence * 2).min(MOST_SILENCE);
             }
             End::Partly => {
                 case.asked_another(patience, now);
@@ -165,11 +175,20 @@ impl Cases {
         (*at >= since || case.hopeless).then(|| failure.clone())
     }
 
+    /// Why the layer will not be read soon: it never will be, or the last read did not fill it.
+    pub fn refusal(&self, layer: Sha256Digest, now: Instant) -> Option<OpenFailure> {
+        let case = self.cases.get(&layer)?;
+        let did_not_help = case.delay > first_delay(self.patience) && now < case.not_before;
+        let unknown = || OpenFailure::new(FailureCode::Unavailable, "the origin did not help a moment ago");
+        let failure = || case.failure.as_ref().map_or_else(unknown, |(failure, _)| failure.clone());
+        (case.hopeless || did_not_help).then(failure)
+    }
+
     /// What was tried before is no reason to wait any more.
     pub fn begin_anew(&mut self, layer: Sha256Digest, now: Instant) {
         let patience = self.patience;
         let Some(case) = self.cases.get_mut(&layer).filter(|case| !case.hopeless) else { return };
-        (case.not_before, case.delay) = (now, patience);
+        (case.not_before, case.delay) = (now, first_delay(patience));
         (case.ask_again, case.ask_delay) = (now, EARLY);
     }
 
@@ -178,20 +197,27 @@ impl Cases {
     }
 
     fn case(&mut self, layer: Sha256Digest, now: Instant) -> &mut Case {
-        let delay = self.patience;
+        let delay = first_delay(self.patience);
         self.cases.entry(layer).or_insert(Case {
             have: 0,
             waits: None,
+            orphan_since: now,
             asked: false,
             running: None,
             not_before: now,
             delay,
             ask_again: now,
             ask_delay: EARLY,
+            silence: UNANSWERED,
             hopeless: false,
             failure: None,
         })
     }
+}
+
+/// After the first read that did not fill a layer.
+fn first_delay(patience: Duration) -> Duration {
+    patience.max(EARLY)
 }
 
 fn early(patience: Duration) -> Duration {
@@ -221,12 +247,18 @@ impl Case {
             (Reason::Asked, may_read && self.asked),
             (Reason::Readers, may_read && has_waited(patience)),
             (Reason::Turn, may_read && may_ask && has_waited(turn_after(patience))),
-            (Reason::Early, may_ask && has_waited(early(patience))),
+            // Costs the origin nothing that would not be read: chunks that come meanwhile are no reason to wait longer.
+            (Reason::Early, may_ask && waits.is_some() && self.has_been_orphan(early(patience), now)),
         ];
         reasons.into_iter().find_map(|(reason, due)| due.then_some(reason))
     }
 
+    fn has_been_orphan(&self, least: Duration, now: Instant) -> bool {
+        now.saturating_duration_since(self.orphan_since) >= least
+    }
+
     fn asked_another(&mut self, patience: Duration, now: Instant) {
+        self.silence = UNANSWERED;
         self.ask_again = now + self.ask_delay;
         self.ask_delay = (self.ask_delay * 2).min(patience.max(EARLY));
     }
@@ -339,18 +371,56 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_answer_is_asked_again_at_once_and_for_as_long_as_it_takes() {
+    fn who_does_not_answer_is_asked_again_soon_and_for_as_long_as_it_takes() {
         let mut rig = Rig::new();
-        let asked: [_; 21] = rig.attempts(|_| End::Unanswered);
-        assert!(asked.iter().map(|(at, _)| *at).eq((0..21).map(|n| 1.0 + 0.5 * n as f32)), "{asked:?}");
-        assert_eq!((asked[2].1, asked[3].1, asked[18].1), (Early, Turn, Readers));
+        let expected = [
+            (1.0, Early),
+            (1.5, Early),
+            (2.5, Turn),
+            (4.5, Turn),
+            (8.5, Turn),
+            (10.0, Readers),
+            (14.0, Readers),
+        ];
+        assert_eq!(rig.attempts(|_| End::Unanswered), expected);
+        rig.cases.end(LAYER, Ok(End::Elsewhere), rig.now);
+        let again =
+            |rig: &mut Rig| rig.wait(MOST_DELAY).map(|_| rig.cases.end(LAYER, Ok(End::Unanswered), rig.now));
+        let began = rig.now;
+        assert!(again(&mut rig).is_some() && again(&mut rig).is_some());
+        assert!(rig.now - began <= PATIENCE + UNANSWERED, "an answer makes it soon again");
+    }
+
+    #[test]
+    fn what_comes_meanwhile_does_not_keep_another_peer_from_being_asked() {
+        let mut rig = Rig::new();
+        for have in 0..2 {
+            rig.cases.somebody_waits(LAYER, have, rig.now);
+            assert_eq!(rig.cases.due(rig.now), []);
+            rig.now += EARLY / 2;
+        }
+        rig.cases.somebody_waits(LAYER, 2, rig.now);
+        assert_eq!(rig.cases.due(rig.now), [(LAYER, Early)]);
+    }
+
+    #[test]
+    fn who_could_not_read_says_so_until_it_tries_again() {
+        let mut rig = Rig::new();
+        assert!(rig.cases.refusal(LAYER, rig.now).is_none());
+        rig.cases.asked(LAYER, rig.now);
+        assert_eq!(rig.cases.due(rig.now), [(LAYER, Asked)]);
+        rig.cases.end(LAYER, Err(OpenFailure::new(FailureCode::Unauthorized, "no credentials")), rig.now);
+        assert_eq!(rig.cases.refusal(LAYER, rig.now).unwrap().message, "no credentials");
+        assert!(rig.cases.refusal(LAYER, rig.now + PATIENCE).is_none());
+        rig.cases.begin_anew(LAYER, rig.now);
+        assert!(rig.cases.refusal(LAYER, rig.now).is_none());
     }
 
     #[test]
     fn the_leases_holder_waits_for_a_part_of_its_patience() {
         let mut rig = Rig::new();
-        let attempts: [_; 5] = rig.attempts(lease_holder);
-        assert_eq!(attempts[..4], [(1.0, Early), (1.5, Early), (2.0, Early), (2.5, Turn)]);
+        let attempts: [_; 4] = rig.attempts(lease_holder);
+        assert_eq!(attempts[..3], [(1.0, Early), (1.5, Early), (2.5, Turn)]);
         let mut short = Rig { cases: Cases::new(Duration::from_secs(2)), ..Rig::new() };
         assert_eq!(short.attempts(lease_holder), [(1.0, Turn)], "never sooner than others are asked");
     }
