@@ -17,8 +17,9 @@ use crate::layers::{Backing, ChainLayer, Mounted};
 use crate::meta::Snapshot;
 use crate::snapshotter::Snapshotter;
 
-/// Between looks at whether all of an image is here.
+/// Between looks at whether all of an image is here, at first; later a twentieth of the time that has passed.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+const LOOK_AT_LEAST: Duration = Duration::from_secs(5);
 /// How long the direct mounts may take.
 const MOUNT_DEADLINE: Duration = Duration::from_secs(30);
 /// A kernel that does not mount the device itself will not do so later either.
@@ -33,28 +34,26 @@ const READ_AHEAD_BYTES: u64 = 256 << 20;
 pub(crate) struct Promotions(Mutex<HashSet<Sha256Digest>>);
 
 impl Snapshotter {
-    /// Waits in the background, while the container is there, until its image is complete.
-    pub(crate) fn promote_when_complete(self: &Arc<Self>, key: &str, parent: &str) {
+    /// Waits in the background, while the image has a container, until it is complete.
+    pub(crate) fn promote_when_complete(self: &Arc<Self>, parent: &str) {
         let Ok(chain) = self.parents(parent) else { return };
-        let Some(top) = chain.iter().find_map(|row| row.remote.as_ref()).map(|remote| remote.chain_id) else {
-            return;
-        };
+        let Some(remote) = chain.iter().find_map(|row| row.remote.as_ref()) else { return };
+        let (top, part) = (remote.chain_id, (remote.layer.digest, remote.chain_id));
         if self.waits.idle_mounts.is_zero() || !self.promotions.0.lock().insert(top) {
             return;
         }
-        let (snapshotter, stopping, key) =
-            (Arc::clone(self), self.tasks.shutdown().stopping(), key.to_owned());
+        let (snapshotter, stopping) = (Arc::clone(self), self.tasks.shutdown().stopping());
         self.tasks.spawn("direct mounts", OnEnd::Expected, async move {
-            stopping.run_until_cancelled(snapshotter.promote(&key, &chain)).await;
+            stopping.run_until_cancelled(snapshotter.promote(part, &chain)).await;
             snapshotter.promotions.0.lock().remove(&top);
             Ok::<_, Infallible>(())
         });
     }
 
-    async fn promote(self: &Arc<Self>, key: &str, chain: &[Arc<Snapshot>]) {
-        let (layers, mut attempts) = (self.chain_layers(chain), 0);
-        while attempts < ATTEMPTS && self.store.get(key).is_ok() {
-            tokio::time::sleep(LOOK_AGAIN).await;
+    async fn promote(self: &Arc<Self>, top: (Sha256Digest, Sha256Digest), chain: &[Arc<Snapshot>]) {
+        let (layers, began, mut attempts) = (self.chain_layers(chain), Instant::now(), 0);
+        while attempts < ATTEMPTS && self.needs().containers.contains(&top) {
+            tokio::time::sleep((began.elapsed() / 20).clamp(LOOK_AGAIN, LOOK_AT_LEAST)).await;
             if !self.layers.is_complete(&layers) || self.backing(chain).await != Backing::Direct {
                 continue;
             }

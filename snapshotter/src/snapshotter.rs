@@ -157,7 +157,7 @@ impl Snapshotter {
     fn container_stands(self: &Arc<Self>, key: &str, parent: &str, is_served: bool) {
         self.trace_start(key, parent);
         if is_served {
-            self.promote_when_complete(key, parent);
+            self.promote_when_complete(parent);
         }
     }
 
@@ -180,7 +180,12 @@ impl Snapshotter {
     pub async fn remove(self: &Arc<Self>, key: String) -> Result<(), SnapshotError> {
         let snapshotter = Arc::clone(self);
         blocking(move || {
+            let chain = snapshotter.store.chain(&key).unwrap_or_default();
             snapshotter.store.remove(&key)?;
+            if chain.first().is_some_and(|row| row.kind != Kind::Committed) {
+                let layers = chain.iter().filter_map(|row| Some(row.remote.as_ref()?.layer.digest));
+                snapshotter.layers.were_used(&layers.collect());
+            }
             Ok(())
         })
         .await
@@ -246,7 +251,7 @@ impl Snapshotter {
         self.layers.sweep(|| self.needs(), self.waits.idle_mounts);
     }
 
-    fn needs(&self) -> Needs {
+    pub(crate) fn needs(&self) -> Needs {
         let all = self.store.list(&Filters::default());
         let part =
             |row: &Arc<Snapshot>| Some((row.remote.as_ref()?.layer.digest, row.remote.as_ref()?.chain_id));

@@ -30,6 +30,8 @@ use crate::starts::{Step, What};
 
 /// How long a device may take to be opened anew after the peer restarted.
 const REFRESH_DEADLINE: Duration = Duration::from_secs(30);
+/// Of an entry that nobody uses: the table's own and the caller's.
+const IDLE_REFERENCES: usize = 2;
 
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
@@ -209,7 +211,7 @@ impl Layers {
 
     /// A chain of which every layer stands already, on whatever.
     fn mounted_already(&self, chain: &[ChainLayer]) -> Option<Mounted> {
-        let (mut paths, mut leases) = (Vec::new(), Vec::new());
+        let (mut paths, mut leases, mut is_served) = (Vec::new(), Vec::new(), false);
         for layer in chain {
             let remote = match layer {
                 ChainLayer::Directory(path) => {
@@ -218,17 +220,19 @@ impl Layers {
                 }
                 ChainLayer::Remote(remote) => remote,
             };
-            let (entry, path) = [Backing::Direct, Backing::Served].into_iter().find_map(|backing| {
-                let key = *self.decided.lock().get(&(remote.layer.digest, remote.chain_id, backing))?;
-                let entry = self.entries.lock().get(&key).cloned()?;
-                let path = entry.0.try_lock()?.as_ref()?.path.clone();
-                Some((entry, path))
-            })?;
+            let (entry, path, backing) =
+                [Backing::Direct, Backing::Served].into_iter().find_map(|backing| {
+                    let key = *self.decided.lock().get(&(remote.layer.digest, remote.chain_id, backing))?;
+                    let entry = self.entries.lock().get(&key).cloned()?;
+                    let path = entry.0.try_lock()?.as_ref()?.path.clone();
+                    Some((entry, path, key.backing))
+                })?;
+            is_served |= backing == Backing::Served;
             paths.push(path);
             leases.push(entry);
         }
         let (lowers, steps) = (without_repeats(paths), Vec::new());
-        Some(Mounted { lowers, steps, is_served: false, _leases: leases })
+        Some(Mounted { lowers, steps, is_served, _leases: leases })
     }
 
     /// `lowers` are the mounted layers below, the nearest first.
@@ -311,8 +315,18 @@ impl Layers {
             }
             Err(error) => {
                 self.forget(&[id]);
+                drop(state);
+                self.drop_unused(&record.key, &entry);
                 Err(error)
             }
+        }
+    }
+
+    /// Takes an entry out of the table that only the table and the caller know.
+    fn drop_unused(&self, key: &MountKey, entry: &Arc<Entry>) {
+        let mut entries = self.entries.lock();
+        if Arc::strong_count(entry) == IDLE_REFERENCES {
+            entries.remove(key);
         }
     }
 
@@ -443,14 +457,30 @@ impl Layers {
     /// Whether the next container gets another mount of the same layer, which stands already.
     fn is_superseded(&self, key: &MountKey) -> bool {
         let direct = MountKey { backing: Backing::Direct, ..*key };
-        key.backing == Backing::Served && self.entries.lock().contains_key(&direct)
+        let entry = self.entries.lock().get(&direct).filter(|_| direct != *key).cloned();
+        entry.is_some_and(|entry| entry.0.try_lock().is_some_and(|state| state.is_some()))
+    }
+
+    /// Notes that a container has needed these layers until now.
+    pub fn were_used(&self, layers: &HashSet<Sha256Digest>) {
+        let entries: Vec<_> = {
+            let entries = self.entries.lock();
+            let of = entries.iter().filter(|(key, _)| layers.contains(&key.layer));
+            of.map(|(_, entry)| Arc::clone(entry)).collect()
+        };
+        // Busy: it is being mounted, which is use, or unmounted.
+        for entry in entries {
+            if let Some(mut state) = entry.0.try_lock()
+                && let Some(mounted) = state.as_mut()
+            {
+                mounted.used = Instant::now();
+            }
+        }
     }
 
     /// All of it under the entry's lock: whoever mounts the layer anew gets the same number, and must not lose what
     /// belongs to it.
     fn unmount(&self, key: &MountKey, entry: &Arc<Entry>, is_needed: impl Fn(&mut MountedAt) -> bool) {
-        /// The table's own and the caller's.
-        const IDLE_REFERENCES: usize = 2;
         let mut state = entry.0.lock();
         let Some(mounted) = state.as_mut() else { return };
         // In this order: whoever lets go of a mount has stored the snapshot that needs it.
@@ -468,10 +498,7 @@ impl Layers {
         self.forget(&[id]);
         *state = None;
         self.parts.metrics.mounted_layers.dec();
-        let mut entries = self.entries.lock();
-        if Arc::strong_count(entry) == IDLE_REFERENCES {
-            entries.remove(key);
-        }
+        self.drop_unused(key, entry);
     }
 
     /// Removes what belongs to mounts that are no more; what cannot be removed is tried again at the next start.

@@ -279,12 +279,8 @@ async fn what_no_container_uses_is_unmounted_and_may_be_evicted() {
         blocking(move || check_files(&at)).await;
         d7y_fuse::mounts::unmount(&root).unwrap();
         setting.containerd.remove("c1").await.unwrap();
-        // containerd's collector removes the row some time after its own.
-        wait_for("the container's snapshot to go", || async {
-            let left = names(&socket).await;
-            (!left.iter().any(|name| name.ends_with("/c1"))).then_some(())
-        })
-        .await;
+        setting.containerd.collect().await;
+        assert!(!names(&socket).await.iter().any(|name| name.ends_with("/c1")));
         // containerd may clean up at the same time as an operator.
         futures_util::future::join_all((0..4).map(|_| clean_up(&socket))).await;
         assert_eq!(setting.node.layers_mounted(), 0);
@@ -355,11 +351,9 @@ async fn a_start_that_waits_for_an_index_holds_nobody_up() {
     let others_work = async {
         setting.containerd.prepare("other", "", &[]).await.unwrap();
         setting.containerd.remove("other").await.unwrap();
-        wait_for("containerd's collector", || async {
-            let left = names(&socket).await;
-            (!left.iter().any(|name| name.ends_with("/other"))).then_some(())
-        })
-        .await;
+        let collecting = tokio::time::timeout(Duration::from_secs(30), setting.containerd.collect());
+        collecting.await.expect("the collector runs");
+        assert!(!names(&socket).await.iter().any(|name| name.ends_with("/other")));
     };
     tokio::select! {
         mounts = &mut mounts => panic!("the start did not wait: {mounts:?}"),

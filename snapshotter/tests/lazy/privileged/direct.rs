@@ -38,12 +38,9 @@ impl Setting {
     async fn remove(&self, container: &str) {
         d7y_fuse::mounts::unmount(&self.node.path().join(container)).unwrap();
         self.containerd.remove(container).await.unwrap();
-        let socket = self.node.socket();
-        wait_for("the container's snapshot to go", || async {
-            let left = names(&socket).await;
-            (!left.iter().any(|name| name.ends_with(&format!("/{container}")))).then_some(())
-        })
-        .await;
+        self.containerd.collect().await;
+        let left = names(&self.node.socket()).await;
+        assert!(!left.iter().any(|name| name.ends_with(&format!("/{container}"))), "{left:?}");
     }
 }
 
@@ -121,7 +118,8 @@ async fn an_image_that_has_come_is_mounted_directly_before_the_next_container_an
     for chain_id in setting.chain_ids.iter().rev() {
         setting.containerd.remove(&chain_id.to_string()).await.unwrap();
     }
-    wait_for("the image to go", || async { names(&socket).await.is_empty().then_some(()) }).await;
+    setting.containerd.collect().await;
+    assert_eq!(names(&socket).await, Vec::<String>::new());
     clean_up(&socket).await;
     assert_eq!(node.layers_mounted(), 0, "of an image that is gone");
     wait_until(&setting.peer.pinned, "the pins to go", |pinned| pinned.is_empty()).await;
@@ -130,7 +128,7 @@ async fn an_image_that_has_come_is_mounted_directly_before_the_next_container_an
 /// Nobody asks for a clean-up when time passes.
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_mounts_end_by_themselves() {
-    let setting = Setting::new("erofs", &["idleMounts=1s"]).await;
+    let setting = Setting::new("erofs", &["idleMounts=5s"]).await;
     setting.peer.fill();
     setting.run("c1").await;
     setting.remove("c1").await;
