@@ -1,4 +1,5 @@
 use d7y_types::{Compression, Sha256Digest};
+use oci_spec::image::{Descriptor, ImageManifest};
 use serde::Deserialize;
 
 /// More layers than overlayfs can stack are refused (`OVL_MAX_STACK`).
@@ -27,24 +28,11 @@ pub(super) struct LayerBlob {
     pub compression: Option<Compression>,
 }
 
-/// An image's config (OCI image specification, config.md): only what names its layers.
+/// An image's config (OCI image specification, config.md): only what names its layers, so that a config that lacks
+/// something else is no obstacle.
 #[derive(Debug)]
 pub(super) struct Config {
     pub diff_ids: Vec<Sha256Digest>,
-}
-
-#[derive(Deserialize)]
-struct ManifestJson {
-    config: Descriptor,
-    layers: Vec<Descriptor>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Descriptor {
-    media_type: String,
-    digest: Sha256Digest,
-    size: u64,
 }
 
 #[derive(Deserialize)]
@@ -59,11 +47,8 @@ struct RootFs {
 
 impl Document {
     pub fn parse(blob: &[u8]) -> Self {
-        if let Ok(ManifestJson { config, layers }) = serde_json::from_slice(blob)
-            && layers.len() <= MAX_LAYERS
-        {
-            let layers = layers.into_iter().map(LayerBlob::from).collect();
-            return Self::Manifest(Manifest { config: config.digest, layers });
+        if let Some(manifest) = serde_json::from_slice(blob).ok().and_then(Manifest::of) {
+            return Self::Manifest(manifest);
         }
         match serde_json::from_slice(blob) {
             Ok(ConfigJson { rootfs: RootFs { diff_ids } }) if diff_ids.len() <= MAX_LAYERS => {
@@ -74,10 +59,18 @@ impl Document {
     }
 }
 
-impl From<Descriptor> for LayerBlob {
-    fn from(descriptor: Descriptor) -> Self {
-        let Descriptor { media_type, digest, size } = descriptor;
-        Self { digest, size, compression: Compression::from_media_type(&media_type).ok() }
+impl Manifest {
+    /// None when a digest is no SHA-256, or of too many layers.
+    fn of(manifest: ImageManifest) -> Option<Self> {
+        let layers = manifest.layers();
+        let digest = |descriptor: &Descriptor| descriptor.digest().to_string().parse().ok();
+        let layer = |descriptor: &Descriptor| {
+            let compression = Compression::from_media_type(descriptor.media_type().as_ref()).ok();
+            Some(LayerBlob { digest: digest(descriptor)?, size: descriptor.size(), compression })
+        };
+        let few = layers.len() <= MAX_LAYERS;
+        let layers = few.then(|| layers.iter().map(layer).collect::<Option<Vec<_>>>())??;
+        Some(Self { config: digest(manifest.config())?, layers })
     }
 }
 
@@ -106,6 +99,13 @@ mod tests {
             (manifest(&[layer(tar), layer("foreign")]), "manifest [Some(Gzip), None]"),
             (manifest(&[]), "manifest []"),
             (manifest(&vec![layer(tar); MAX_LAYERS + 1]), "other"),
+            (manifest(&[layer(tar).replace("sha256", "sha512")]), "other"),
+            (
+                manifest(&[layer("application/vnd.docker.image.rootfs.diff.tar.gzip")]),
+                "manifest [Some(Gzip)]",
+            ),
+            (manifest(&[layer("application/vnd.oci.image.layer.v1.tar+zstd")]), "manifest [Some(Zstd)]"),
+            (manifest(&[layer("application/vnd.oci.image.layer.v1.tar")]), "manifest [Some(None)]"),
             (config, "config 1"),
             (r#"{"manifests":[]}"#.into(), "other"),
             ("[]".into(), "other"),

@@ -39,7 +39,11 @@ impl Fake {
             .iter()
             .map(|layer| descriptor(if *layer == "foreign" { "x" } else { GZIP }, blob(layer)))
             .collect();
-        let manifest = format!(r#"{{"config":{},"layers":[{}]}}"#, descriptor("c", config), blobs.join(","));
+        let manifest = format!(
+            r#"{{"schemaVersion":2,"config":{},"layers":[{}]}}"#,
+            descriptor("c", config),
+            blobs.join(",")
+        );
         self.add(manifest, updated, labels)
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::measure::{self, Measured, Moved, Run, drop_caches};
+use crate::own_disk::Reads;
 use crate::rig::client::{self, Api, Client, Nerdctl, Reference, Wanted};
 use crate::rig::cluster::{Cluster, D7yNode, Extra, Peer};
 use crate::rig::command::shown;
@@ -79,13 +80,13 @@ fn show(lab: &Lab, options: &Options) -> Result<()> {
     stage.play(&mut rows)?;
     println!("\n{}", stage.table(&rows)?);
     println!(
-        "Bytes in MB: until the first output / when all transfers had settled. own disk: part of the bytes"
+        "Bytes in MB: until the first output / when all transfers had settled. read: part of the image's data that"
     );
     println!(
-        "that the start reads (by node 1's access trace) which the node had in these layers. present: part of the"
+        "the start reads (by node 1's access trace). own disk: part of that which the node had in these layers."
     );
     println!(
-        "image's data on the node at its first output. Links: nodes {} Mbit/s, seed {} Mbit/s.",
+        "present: part of the image's data on the node at its first output. Links: nodes {} Mbit/s, seed {} Mbit/s.",
         options.rate, options.seed_rate
     );
     stage.say_egress();
@@ -320,9 +321,9 @@ impl<'a> Stage<'a> {
     }
 
     fn table(&self, rows: &[Row<'_>]) -> Result<Table> {
-        let own = |row: &Row<'_>| row.measured.had.share(row.run.image, &self.nodes[0].peer);
-        let own = rows.iter().map(own).collect::<Result<Vec<_>>>()?;
-        Ok(table(rows, &own))
+        let reads = |row: &Row<'_>| row.measured.had.reads(row.run.image, &self.nodes[0].peer);
+        let reads = rows.iter().map(reads).collect::<Result<Vec<_>>>()?;
+        Ok(table(rows, &reads))
     }
 }
 
@@ -337,8 +338,8 @@ fn report(expected: &Tree, row: &Row<'_>) -> Result<compare::Report> {
     compare::container(expected, &held.rootfs)
 }
 
-/// `own` has each row's part that came from the node's own disk, where it is known.
-fn table(rows: &[Row<'_>], own: &[Option<f64>]) -> Table {
+/// `reads` has what each row's start reads, where it is known.
+fn table(rows: &[Row<'_>], reads: &[Option<Reads>]) -> Table {
     let mut table = Table::new(&[
         "run",
         "first output s",
@@ -347,12 +348,15 @@ fn table(rows: &[Row<'_>], own: &[Option<f64>]) -> Table {
         "requests",
         "seed MB",
         "other node MB",
+        "read",
         "own disk",
         "present",
     ]);
     let percent = |share: f64| format!("{:.0} %", share * 100.0);
     let baseline = rows.first().map_or(1.0, |row| row.measured.first.after.as_secs_f64());
-    for (Row { title, measured, settled, .. }, own) in rows.iter().zip(own) {
+    for (Row { title, measured, settled, .. }, reads) in rows.iter().zip(reads) {
+        let of_reads =
+            |part: fn(Reads) -> f64| reads.map_or_else(|| "-".into(), |reads| percent(part(reads)));
         let both = |of: fn(&Moved) -> u64| {
             format!("{} / {}", megabytes(of(&measured.until_first)), megabytes(of(settled)))
         };
@@ -365,7 +369,8 @@ fn table(rows: &[Row<'_>], own: &[Option<f64>]) -> Table {
             format!("{} / {}", measured.until_first.registry.requests, settled.registry.requests),
             both(|moved| moved.received.seed_bytes),
             both(|moved| moved.received.node_bytes),
-            own.map_or_else(|| "-".into(), percent),
+            of_reads(|reads| reads.of_image),
+            of_reads(|reads| reads.own),
             percent(measured.share_at_first),
         ]);
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use d7y_image::{Codec, LayerIndex};
 use d7y_proto::local::RecordTrace;
 use prost::Message;
@@ -18,6 +18,15 @@ use crate::rig::image::Image;
 /// Which chunks of an image a node had at one time: a bitmap for each layer that its peer knew, by digest in hex.
 #[derive(Clone, Debug, Default)]
 pub struct Had(BTreeMap<String, Vec<u8>>);
+
+/// What an image's start reads, in parts from 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reads {
+    /// Of the image's data.
+    pub of_image: f64,
+    /// Of what is read, what was on the node's own disk.
+    pub own: f64,
+}
 
 impl Had {
     /// What the node has now.
@@ -33,40 +42,42 @@ impl Had {
         byte.is_some_and(|byte| byte >> (chunk % 8) & 1 == 1)
     }
 
-    /// The part, from 0 to 1, of the bytes that the image's start reads as `recorder` has recorded it; nothing where it
-    /// has not.
+    /// What the image's start reads as `recorder` has recorded it; nothing where it has not.
     ///
     /// # Errors
     /// The recorder's store does not hold what it should.
-    pub fn share(&self, image: &Image, recorder: &Peer) -> Result<Option<f64>> {
+    pub fn reads(&self, image: &Image, recorder: &Peer) -> Result<Option<Reads>> {
         let name = image.digest.strip_prefix("sha256:").context("a digest of another kind")?;
         let Ok(trace) = fs::read(recorder.store().join("traces").join(name)) else { return Ok(None) };
         let trace = RecordTrace::decode(&trace[..]).context("the trace is not one")?;
         let mut layers = BTreeMap::new();
-        for run in &trace.runs {
-            let hex = hex::encode(&run.layer);
-            if !layers.contains_key(&hex) {
-                let file = layer(recorder.store(), &hex).join("index");
-                let sealed = fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-                layers.insert(hex.clone(), LayerIndex::decode(&sealed)?);
+        for hex in image.layers.iter().filter_map(|(digest, _)| digest.strip_prefix("sha256:")) {
+            // Some layers of an image may have been unpacked by containerd.
+            if let Ok(sealed) = fs::read(layer(recorder.store(), hex).join("index")) {
+                layers.insert(hex.to_owned(), LayerIndex::decode(&sealed)?);
             }
         }
-        Ok(self.share_of(&trace, &layers))
+        let unknown =
+            trace.runs.iter().map(|run| hex::encode(&run.layer)).find(|hex| !layers.contains_key(hex));
+        ensure!(unknown.is_none(), "no index of a layer that the trace names: {unknown:?}");
+        Ok(self.reads_of(&trace, &layers))
     }
 
     /// Chunks of zeros lie on no disk and count nowhere.
-    fn share_of(&self, trace: &RecordTrace, layers: &BTreeMap<String, LayerIndex>) -> Option<f64> {
-        let (mut own, mut all) = (0, 0);
+    fn reads_of(&self, trace: &RecordTrace, layers: &BTreeMap<String, LayerIndex>) -> Option<Reads> {
+        let (mut own, mut read) = (0, 0);
         for run in &trace.runs {
             let hex = hex::encode(&run.layer);
             let chunks = layers.get(&hex).map_or(&[][..], |index| &index.chunks);
             let numbered = chunks.iter().enumerate().skip(run.first_chunk as usize).take(run.chunks as usize);
             for (number, chunk) in numbered.filter(|(_, chunk)| chunk.codec != Codec::Zero) {
-                all += chunk.bytes();
+                read += chunk.bytes();
                 own += if self.has(&hex, number) { chunk.bytes() } else { 0 };
             }
         }
-        (all > 0).then(|| own as f64 / all as f64)
+        let chunks = layers.values().flat_map(|index| &index.chunks);
+        let all: u64 = chunks.filter(|chunk| chunk.codec != Codec::Zero).map(|chunk| chunk.bytes()).sum();
+        (read > 0).then(|| Reads { of_image: read as f64 / all as f64, own: own as f64 / read as f64 })
     }
 }
 
@@ -99,18 +110,19 @@ mod tests {
         let layers = BTreeMap::from([("07".repeat(32), index)]);
         let run = |layer: u8, first_chunk, chunks| TraceRun { layer: vec![layer; 32], first_chunk, chunks };
         let had = |bits: u8| Had(BTreeMap::from([("07".repeat(32), vec![bits])]));
-        for (had, runs, share) in [
-            (had(0b0000), vec![run(7, 0, 4)], Some(0.0)),
-            (had(0b0010), vec![run(7, 0, 4)], Some(0.6)),
-            (had(0b1011), vec![run(7, 0, 4)], Some(1.0)),
-            (had(0b0001), vec![run(7, 1, 9)], Some(0.0)),
-            (had(0b0010), vec![run(7, 0, 1), run(7, 1, 1)], Some(0.75)),
+        for (had, runs, reads) in [
+            (had(0b0000), vec![run(7, 0, 4)], Some((1.0, 0.0))),
+            (had(0b0010), vec![run(7, 0, 4)], Some((1.0, 0.6))),
+            (had(0b1011), vec![run(7, 0, 4)], Some((1.0, 1.0))),
+            (had(0b0001), vec![run(7, 1, 9)], Some((0.8, 0.0))),
+            (had(0b0010), vec![run(7, 0, 1), run(7, 1, 1)], Some((0.8, 0.75))),
             (had(0b1111), vec![run(7, 2, 1)], None),
             (had(0b1111), vec![run(8, 0, 4)], None),
-            (Had::default(), vec![run(7, 0, 2)], Some(0.0)),
+            (Had::default(), vec![run(7, 0, 2)], Some((0.8, 0.0))),
         ] {
             let trace = RecordTrace { manifest_digest: vec![1; 32], runs };
-            assert_eq!(had.share_of(&trace, &layers), share, "{had:?} {trace:?}");
+            let reads = reads.map(|(of_image, own)| Reads { of_image, own });
+            assert_eq!(had.reads_of(&trace, &layers), reads, "{had:?} {trace:?}");
         }
     }
 }
