@@ -70,7 +70,8 @@ fn refused(lab: &Lab, layer: Content<'_>, spoil: impl FnOnce(&Cluster, &Image) -
     let cluster = Cluster::start(lab, UNLIMITED)?;
     let wanted = push(&cluster, &image)?;
     spoil(&cluster, &image)?;
-    let node = node(&cluster, lab, "node", &[], &[])?;
+    // The good layer below is mounted for containerd to unpack the bad one on.
+    let node = node(&cluster, lab, "node", &[], &["idleMounts=0s"])?;
     if let Some(program) = lab.places.nerdctl() {
         fails(&Nerdctl::new(program), &node, &wanted)?;
     } else {
