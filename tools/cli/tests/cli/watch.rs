@@ -176,8 +176,10 @@ fn json_is_one_line_a_look() {
 #[test]
 fn a_terminal_is_drawn_anew_and_ctrl_c_ends_it() {
     let node = Node::new();
-    let words = [vec![env!("CARGO_BIN_EXE_d7y").to_owned()], node.watch("text")].concat().join(" ");
-    // script(1) gives it a terminal, and passes on what is typed.
+    // script(1) gives it a terminal, and passes on what is typed. Without exec the shell that script starts
+    // may stay (dash does), and its exit code is that of the interrupt.
+    let d7y = ["exec".to_owned(), env!("CARGO_BIN_EXE_d7y").to_owned()];
+    let words = [d7y.to_vec(), node.watch("text")].concat().join(" ");
     let mut watching = Watching::start(Command::new("script").args(["-qefc", &words, "/dev/null"]));
     let looks = follows(&node, &mut watching);
     for look in &looks {
