@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -80,8 +81,24 @@ pub async fn discover(asking: Asking, known: watch::Sender<Discovered>) {
     }
 }
 
-/// Asks once, for somebody who looks whether the manager is there. Says what is wrong in one line.
-pub async fn look(config: &ManagerConfig, peer_id: &str, version: &str) -> Result<Discovery, String> {
+/// Why there is no answer, in one line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AskError {
+    /// The manager is there and knows no such cluster.
+    NoCluster(String),
+    Other(String),
+}
+
+impl fmt::Display for AskError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoCluster(why) | Self::Other(why) => f.write_str(why),
+        }
+    }
+}
+
+/// Asks once, for somebody who looks whether the manager is there.
+pub async fn look(config: &ManagerConfig, peer_id: &str, version: &str) -> Result<Discovery, AskError> {
     let request = DiscoverRequest {
         cluster: config.cluster.clone(),
         peer_id: peer_id.to_owned(),
@@ -91,7 +108,7 @@ pub async fn look(config: &ManagerConfig, peer_id: &str, version: &str) -> Resul
     send(config, request).await
 }
 
-async fn ask(asking: &Asking) -> Result<Discovery, String> {
+async fn ask(asking: &Asking) -> Result<Discovery, AskError> {
     let request = DiscoverRequest {
         cluster: asking.config.cluster.clone(),
         peer_id: asking.peer_id.clone(),
@@ -101,12 +118,13 @@ async fn ask(asking: &Asking) -> Result<Discovery, String> {
     send(&asking.config, request).await
 }
 
-async fn send(config: &ManagerConfig, request: DiscoverRequest) -> Result<Discovery, String> {
-    let mut client = ManagerClient::new(connect(&config.address).await?);
+async fn send(config: &ManagerConfig, request: DiscoverRequest) -> Result<Discovery, AskError> {
+    let mut client = ManagerClient::new(connect(&config.address).await.map_err(AskError::Other)?);
     let answer = client.discover(request).await.map_err(|status| match status.code() {
         // It says itself what is wrong.
-        tonic::Code::NotFound | tonic::Code::Internal => status.message().to_owned(),
-        _ => chain(&status),
+        tonic::Code::NotFound => AskError::NoCluster(status.message().to_owned()),
+        tonic::Code::Internal => AskError::Other(status.message().to_owned()),
+        _ => AskError::Other(chain(&status)),
     })?;
     Ok(answer.into_inner())
 }

@@ -13,6 +13,6 @@ mod settings;
 pub mod testing;
 
 pub use config::ManagerConfig;
-pub use discover::{Asking, Discovered, discover, kept, look};
+pub use discover::{AskError, Asking, Discovered, discover, kept, look};
 pub use keep_alive::{Crowd, Member, keep_alive};
 pub use settings::settings;

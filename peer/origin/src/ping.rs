@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http::header::DATE;
 use http::{HeaderMap, Method, StatusCode};
+use url::Url;
 
 use crate::error::OriginError;
 use crate::origin::Origin;
@@ -15,6 +16,8 @@ use crate::transport::{Ask, Lane};
 pub struct Pong {
     /// As image names and credentials files call it.
     pub endpoint: String,
+    /// What was asked.
+    pub url: Url,
     pub answer: Result<PongAnswer, OriginError>,
 }
 
@@ -35,22 +38,22 @@ impl Origin {
     pub async fn ping(&self, registry: &str) -> Result<Vec<Pong>, OriginError> {
         let mut pongs = Vec::new();
         for endpoint in self.registries.endpoints(registry)? {
-            let answer = self.ping_endpoint(&endpoint).await;
-            pongs.push(Pong { endpoint: endpoint.name, answer });
+            let mut url = endpoint.base.clone();
+            url.set_path("/v2/");
+            let answer = self.ping_endpoint(&endpoint, &url).await;
+            pongs.push(Pong { endpoint: endpoint.name, url, answer });
         }
         Ok(pongs)
     }
 
-    async fn ping_endpoint(&self, endpoint: &Endpoint) -> Result<PongAnswer, OriginError> {
+    async fn ping_endpoint(&self, endpoint: &Endpoint, url: &Url) -> Result<PongAnswer, OriginError> {
         let transport = &self.fetcher.transport;
         let mut patience = Patience::new(self.retry.clone(), transport.timeouts.no_progress);
-        let mut url = endpoint.base.clone();
-        url.set_path("/v2/");
         let ask = Ask {
             lane: Lane::Quick,
             client: &endpoint.client,
             method: Method::GET,
-            url: &url,
+            url,
             headers: HeaderMap::new(),
             body: Bytes::new(),
         };

@@ -13,8 +13,10 @@ const FILE_CONTENT: &[u8] = b"d7y: read through an external device\n";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FileBackedErofs {
     Mounts,
-    /// The kernel refused the image or the plain file: why, as a sentence.
-    Refused(String),
+    /// Why, as a sentence: this kernel cannot, or is not so configured.
+    KernelRefuses(String),
+    /// Why, as a sentence: the kernel may be able to, on another file system than the scratch directory's.
+    FileSystemRefuses(String),
 }
 
 /// Whether this kernel mounts EROFS from plain files with an external device (Linux 6.12, if so configured), found out
@@ -48,10 +50,12 @@ fn probe_in(directory: &Path) -> io::Result<FileBackedErofs> {
     match mount_erofs(&source, &target) {
         Ok(()) => match fs::read(target.join(FILE_NAME)) {
             Ok(content) if content == FILE_CONTENT => Ok(FileBackedErofs::Mounts),
-            _ => Ok(FileBackedErofs::Refused("this kernel does not read EROFS from plain files".into())),
+            _ => {
+                Ok(FileBackedErofs::KernelRefuses("this kernel does not read EROFS from plain files".into()))
+            }
         },
         Err(MountError::Mount { source, .. }) if means_unsupported(&source) => {
-            Ok(FileBackedErofs::Refused(refusal(&source, overlay_below(directory))))
+            Ok(refusal(&source, overlay_below(directory)))
         }
         Err(error) => Err(io::Error::other(error)),
     }
@@ -59,12 +63,14 @@ fn probe_in(directory: &Path) -> io::Result<FileBackedErofs> {
 
 /// ENOTBLK comes from a kernel that wants a block device, and from one that cannot take files of this file system:
 /// those of an overlay have no pages of their own.
-fn refusal(error: &io::Error, overlay: bool) -> String {
+fn refusal(error: &io::Error, overlay: bool) -> FileBackedErofs {
     match (error.raw_os_error(), overlay) {
-        (Some(libc::ENOTBLK), true) => {
-            format!("EROFS is not mounted from plain files on this file system (overlay): {error}")
-        }
-        _ => format!("this kernel does not mount EROFS from plain files: {error}"),
+        (Some(libc::ENOTBLK), true) => FileBackedErofs::FileSystemRefuses(format!(
+            "EROFS is not mounted from plain files on this file system (overlay): {error}"
+        )),
+        _ => FileBackedErofs::KernelRefuses(format!(
+            "this kernel does not mount EROFS from plain files: {error}"
+        )),
     }
 }
 
@@ -97,7 +103,12 @@ mod tests {
             (libc::ENODEV, true, "this kernel"),
         ];
         for (code, overlay, part) in table {
-            let text = refusal(&io::Error::from_raw_os_error(code), overlay);
+            let found = refusal(&io::Error::from_raw_os_error(code), overlay);
+            let text = match (found, code == libc::ENOTBLK && overlay) {
+                (FileBackedErofs::FileSystemRefuses(why), true)
+                | (FileBackedErofs::KernelRefuses(why), false) => why,
+                (other, _) => panic!("{code} on an overlay {overlay} is {other:?}"),
+            };
             assert!(text.contains(part), "{text}");
         }
     }

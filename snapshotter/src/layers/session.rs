@@ -78,11 +78,13 @@ impl Connection {
             DriverChoice::Fuse => Driver::Fuse,
             DriverChoice::Auto | DriverChoice::Erofs => match probe(place.bootstraps()).await? {
                 FileBackedErofs::Mounts => Driver::Erofs,
-                FileBackedErofs::Refused(why) if choice == DriverChoice::Auto => {
+                FileBackedErofs::KernelRefuses(why) | FileBackedErofs::FileSystemRefuses(why) => {
+                    if choice == DriverChoice::Erofs {
+                        return Err(SessionError::NoErofs(why));
+                    }
                     tracing::info!("{why}; FUSE serves all files");
                     Driver::Fuse
                 }
-                FileBackedErofs::Refused(why) => return Err(SessionError::NoErofs(why)),
             },
         };
         Ok(Self { live: None, driver })

@@ -56,6 +56,7 @@ fn doctor_knows_a_healthy_node_from_a_broken_one() -> Result<()> {
     in_lab(|lab| {
         let cluster = Cluster::start(lab, UNLIMITED)?;
         let node = node(&cluster, lab, "node", &[], &[])?;
+        install_stanza(lab, &node)?;
         let well = [
             "config.peer",
             "config.snapshotter",
@@ -63,8 +64,11 @@ fn doctor_knows_a_healthy_node_from_a_broken_one() -> Result<()> {
             "kernel.fuse",
             "kernel.overlayfs",
             "containerd.version",
+            "containerd.config",
             "containerd.running",
             "store.layout",
+            "store.writable",
+            "store.limit",
             "disk.store",
             "disk.snapshots",
             "peer.socket",
@@ -100,4 +104,17 @@ fn doctor_knows_a_healthy_node_from_a_broken_one() -> Result<()> {
         Found::by(lab, &cluster, &node)?
             .expect(1, &[("config.peer", "failed"), ("containerd.config", "failed"), ("kernel.erofs", "ok")])
     })
+}
+
+/// As an operator does it: the rig's own file has no more than containerd takes.
+fn install_stanza(lab: &Lab, node: &D7yNode) -> Result<()> {
+    let host = &node.node.host;
+    let mut install = host.command(lab.places.daemon("d7y")?);
+    install.args(["containerd", "config", "--write"]);
+    install.arg("--config").arg(host.dir.join("containerd/config.toml"));
+    install.arg("--socket").arg(host.dir.join("snapshotter.sock"));
+    install.arg("--root").arg(host.dir.join("snapshotter"));
+    let output = install.output().context("cannot start d7y")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
 }

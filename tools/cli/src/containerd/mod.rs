@@ -16,6 +16,11 @@ use install::{Installation, Outcome};
 pub use stanza::{NAME, Stanza};
 pub use version::Version;
 
+pub const DEFAULT_CONFIG: &str = "/etc/containerd/config.toml";
+pub const DEFAULT_PROGRAM: &str = "containerd";
+pub const DEFAULT_SOCKET: &str = "/run/d7y/snapshotter.sock";
+pub const DEFAULT_ROOT: &str = "/var/lib/d7y/snapshotter";
+
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(subcommand)]
@@ -37,19 +42,19 @@ struct ConfigArgs {
     #[arg(long)]
     dry_run: bool,
     /// containerd's configuration file
-    #[arg(long, value_name = "PATH", default_value = "/etc/containerd/config.toml")]
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
     /// The containerd that reads the file
-    #[arg(long, value_name = "PROGRAM", default_value = "containerd")]
+    #[arg(long, value_name = "PROGRAM", default_value = DEFAULT_PROGRAM)]
     containerd: PathBuf,
     /// For this version, such as 1.7 or 2.2, instead of the one that the program says; the file is then not tried
     #[arg(long, value_name = "VERSION")]
     containerd_version: Option<Version>,
     /// d7y-snapshotter's socket
-    #[arg(long, value_name = "PATH", default_value = "/run/d7y/snapshotter.sock")]
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
     socket: PathBuf,
     /// d7y-snapshotter's rootDirectory
-    #[arg(long, value_name = "PATH", default_value = "/var/lib/d7y/snapshotter")]
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_ROOT)]
     root: PathBuf,
 }
 

@@ -67,10 +67,13 @@ impl Stanza {
         (!self.is_2()).then(|| Path::new(root).join(format!("io.containerd.snapshotter.v1.{NAME}")))
     }
 
-    /// Whether the CRI plugin is switched off.
-    pub fn disables_cri(&self, document: &Document) -> bool {
+    /// Where the CRI plugin is switched off: what else is.
+    pub fn without_cri(&self, document: &Document) -> Option<Vec<String>> {
         let disabled = document.get(&["disabled_plugins"]).and_then(Item::as_array).into_iter().flatten();
-        disabled.filter_map(Value::as_str).any(|name| [CRI_1, CRI_2].contains(&name))
+        let names: Vec<&str> = disabled.filter_map(Value::as_str).collect();
+        let others = names.iter().filter(|name| ![CRI_1, CRI_2].contains(name));
+        let others: Vec<String> = others.map(|name| (*name).to_owned()).collect();
+        (others.len() < names.len()).then_some(others)
     }
 
     fn is_2(&self) -> bool {

@@ -4,76 +4,94 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use containerd_client::Client;
-use containerd_client::services::v1::PluginsRequest;
-use containerd_client::services::v1::introspection_client::IntrospectionClient;
-use d7y_snapshotter::Config;
 
 use super::Args;
-use super::check::Check;
-use crate::containerd::{Document, NAME as PLUGIN, Stanza, Version};
+use super::check::{Check, Mend};
+use super::machine::{Machine, PluginState};
+use super::settings::Settings;
+use crate::containerd::{self, Document, NAME as PLUGIN, Stanza, Version};
 
+const VERSION: &str = "containerd.version";
 const CONFIG: &str = "containerd.config";
 const RUNNING: &str = "containerd.running";
-const INSTALL: &str = "d7y containerd config --write && systemctl restart containerd";
 
-pub async fn check(args: &Args, config: &Config) -> Vec<Check> {
-    let mut checks = Vec::new();
-    match Version::of(&args.containerd)
-        .and_then(|version| Ok((version, Stanza::new(version, &config.socket, &config.root_directory)?)))
-    {
-        Ok((version, stanza)) => {
-            checks.push(Check::ok(
-                "containerd.version",
-                format!("{} says {version}", args.containerd.display()),
-            ));
-            checks.push(configured(args, &stanza).unwrap_or_else(|error| {
-                Check::failed(
-                    CONFIG,
-                    format!("{error:#}"),
-                    format!("edit {}", args.containerd_config.display()),
-                )
-            }));
-        }
-        Err(error) => checks.push(Check::failed(
-            "containerd.version",
-            format!("{error:#}"),
-            "apt-get install containerd",
-        )),
-    }
-    match &config.containerd.socket {
-        Some(socket) => checks.push(running(socket).await),
+pub async fn check(args: &Args, settings: &Settings, machine: &impl Machine) -> Vec<Check> {
+    let mut checks = versioned(args, settings);
+    match &settings.snapshotter.containerd.socket {
+        Some(socket) => checks.push(running(socket, machine.plugin(socket).await)),
         None => checks.push(Check::warning(
             RUNNING,
             "the snapshotter is not told where containerd is: only images of clients that send cri.* labels are lazy",
-            "set containerd.socket in the snapshotter's configuration",
+            settings.set_snapshotter("containerd.socket: /run/containerd/containerd.sock"),
         )),
     }
     checks
 }
 
+/// The program, and what it makes of its configuration.
+fn versioned(args: &Args, settings: &Settings) -> Vec<Check> {
+    let version = match Version::of(&args.containerd) {
+        Ok(version) => version,
+        Err(error) => {
+            let mend = Mend::run("apt-get install containerd");
+            return vec![Check::failed(VERSION, format!("{error:#}"), mend)];
+        }
+    };
+    let config = &settings.snapshotter;
+    let stanza = match Stanza::new(version, &config.socket, &config.root_directory) {
+        Ok(stanza) => stanza,
+        Err(error) => {
+            let mend = Mend::run("apt-get install --only-upgrade containerd && systemctl restart containerd");
+            return vec![Check::failed(VERSION, format!("{error:#}"), mend)];
+        }
+    };
+    let found = Check::ok(VERSION, format!("{} says {version}", args.containerd.display()));
+    let configured = configured(args, settings, &stanza).unwrap_or_else(|error| {
+        let (path, program) = (args.containerd_config.display(), args.containerd.display());
+        let mend = Mend::run(format!("sudoedit {path} && {program} --config {path} config dump"));
+        Check::failed(CONFIG, format!("{error:#}"), mend)
+    });
+    vec![found, configured]
+}
+
 /// What holds after defaults and imports must have nothing to add.
-fn configured(args: &Args, stanza: &Stanza) -> Result<Check> {
+fn configured(args: &Args, settings: &Settings, stanza: &Stanza) -> Result<Check> {
     let path = args.containerd_config.display();
     let mut effective = dump(args)?;
     stanza.apply(&mut effective)?;
     if let [first, rest @ ..] = effective.changes() {
         let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
-        return Ok(Check::failed(
-            CONFIG,
-            format!("{path} should say {} = {}{more}", first.key, first.new),
-            INSTALL,
-        ));
+        let detail = format!("{path} should say {} = {}{more}", first.key, first.new);
+        return Ok(Check::failed(CONFIG, detail, install(args, settings)));
     }
-    if stanza.disables_cri(&effective) {
+    let names = stanza.without_cri(&effective);
+    if let Some(others) = names {
         let detail = format!("{path} disables the CRI plugin: Kubernetes cannot use this node");
-        return Ok(Check::warning(CONFIG, detail, format!("remove cri from disabled_plugins in {path}")));
+        let line = format!("disabled_plugins = {others:?}");
+        let mend = Mend::set(line, &args.containerd_config, "systemctl restart containerd");
+        return Ok(Check::warning(CONFIG, detail, mend));
     }
     if let Some(directory) = stanza.image_fs_directory(&effective).filter(|directory| !directory.is_dir()) {
         let detail = format!("{} is missing: the kubelet sees no room for images", directory.display());
-        return Ok(Check::warning(CONFIG, detail, format!("mkdir -p {}", directory.display())));
+        return Ok(Check::warning(CONFIG, detail, Mend::run(format!("mkdir -p {}", directory.display()))));
     }
     Ok(Check::ok(CONFIG, format!("{path} leads to d7y")))
+}
+
+/// Says whatever is not as `d7y containerd config` has it by default: the stanza must name this snapshotter.
+fn install(args: &Args, settings: &Settings) -> Mend {
+    let config = &settings.snapshotter;
+    let flags = [
+        ("--config", args.containerd_config.as_path(), containerd::DEFAULT_CONFIG),
+        ("--containerd", &args.containerd, containerd::DEFAULT_PROGRAM),
+        ("--socket", &config.socket, containerd::DEFAULT_SOCKET),
+        ("--root", &config.root_directory, containerd::DEFAULT_ROOT),
+    ];
+    let mut command = "d7y containerd config --write".to_owned();
+    for (flag, value, _) in flags.into_iter().filter(|(_, value, default)| *value != Path::new(default)) {
+        command.push_str(&format!(" {flag} {}", value.display()));
+    }
+    Mend::run(command + " && systemctl restart containerd")
 }
 
 fn dump(args: &Args) -> Result<Document> {
@@ -93,50 +111,26 @@ fn dump(args: &Args) -> Result<Document> {
 }
 
 /// The configuration is read at the start: a running containerd may know nothing of it yet.
-async fn running(socket: &Path) -> Check {
+fn running(socket: &Path, plugin: Result<PluginState>) -> Check {
     let shown = socket.display();
-    match plugin_state(socket).await {
+    match plugin {
         Ok(PluginState::Loaded) => {
             Check::ok(RUNNING, format!("containerd at {shown} has loaded the plugin {PLUGIN}"))
         }
         Ok(PluginState::Broken(why)) => Check::failed(
             RUNNING,
             format!("containerd's plugin {PLUGIN} failed: {why}"),
-            "systemctl restart containerd",
+            Mend::run("systemctl restart d7y-snapshotter containerd"),
         ),
         Ok(PluginState::Missing) => Check::failed(
             RUNNING,
             format!("containerd at {shown} runs without the plugin {PLUGIN}"),
-            "systemctl restart containerd",
+            Mend::run("systemctl restart containerd"),
         ),
         Err(error) => Check::failed(
             RUNNING,
             format!("no containerd answers at {shown}: {error:#}"),
-            "systemctl start containerd",
+            Mend::run("systemctl start containerd || journalctl -u containerd -n 20"),
         ),
     }
-}
-
-enum PluginState {
-    Loaded,
-    Missing,
-    Broken(String),
-}
-
-async fn plugin_state(socket: &Path) -> Result<PluginState> {
-    let asked = async {
-        let client = Client::from_path(socket).await?;
-        let filters = vec![format!("id=={PLUGIN}")];
-        let answer = IntrospectionClient::new(client.channel()).plugins(PluginsRequest { filters }).await?;
-        anyhow::Ok(answer.into_inner().plugins)
-    };
-    let plugins = tokio::time::timeout(super::network::PATIENCE, asked).await.context("no answer")??;
-    let found = plugins.into_iter().find(|plugin| plugin.id == PLUGIN);
-    Ok(match found {
-        None => PluginState::Missing,
-        Some(plugin) => match plugin.init_err {
-            Some(error) => PluginState::Broken(error.message),
-            None => PluginState::Loaded,
-        },
-    })
 }

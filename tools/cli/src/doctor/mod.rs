@@ -8,10 +8,13 @@ mod check;
 mod containerd;
 mod daemons;
 mod kernel;
+mod machine;
 mod manager;
 mod network;
 pub mod settings;
 mod storage;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,6 +23,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use check::{Check, State};
+use machine::{Machine, ThisMachine};
 use settings::Settings;
 
 use crate::output::Output;
@@ -37,10 +41,10 @@ pub struct Args {
     #[arg(long, value_name = "PATH", default_value = "/etc/d7y/snapshotter.yaml")]
     snapshotter: PathBuf,
     /// containerd's configuration file
-    #[arg(long, value_name = "PATH", default_value = "/etc/containerd/config.toml")]
+    #[arg(long, value_name = "PATH", default_value = crate::containerd::DEFAULT_CONFIG)]
     containerd_config: PathBuf,
     /// The containerd that reads it
-    #[arg(long, value_name = "PROGRAM", default_value = "containerd")]
+    #[arg(long, value_name = "PROGRAM", default_value = crate::containerd::DEFAULT_PROGRAM)]
     containerd: PathBuf,
     /// A registry to ask, besides those in the peer's configuration; may be given many times
     #[arg(long, value_name = "HOST")]
@@ -56,23 +60,23 @@ struct Report {
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let report = Report::new(runtime.block_on(examine(args)));
+    let report = Report::new(runtime.block_on(examine(args, &ThisMachine)));
     match args.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
         Output::Text => report.print(),
     }
-    Ok(if report.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(ExitCode::from(report.exit_code()))
 }
 
-async fn examine(args: &Args) -> Vec<Check> {
+async fn examine(args: &Args, machine: &impl Machine) -> Vec<Check> {
     let (settings, mut checks) = Settings::load(&args.peer, &args.snapshotter);
     if settings.mounts() {
-        checks.extend(kernel::check(&settings.snapshotter));
-        checks.extend(containerd::check(args, &settings.snapshotter).await);
+        checks.extend(kernel::check(&settings, machine));
+        checks.extend(containerd::check(args, &settings, machine).await);
     }
-    checks.extend(storage::check(&settings));
+    checks.extend(storage::check(&settings, machine));
     checks.extend(daemons::check(&settings).await);
-    checks.extend(network::check(&settings.peer, &args.registry).await);
+    checks.extend(network::check(&settings, &args.registry, machine).await);
     checks
 }
 
@@ -81,6 +85,10 @@ impl Report {
         let count = |state| checks.iter().filter(|check| check.state == state).count();
         let (warnings, failed) = (count(State::Warning), count(State::Failed));
         Self { checks, warnings, failed }
+    }
+
+    fn exit_code(&self) -> u8 {
+        u8::from(self.failed > 0)
     }
 
     fn print(&self) {

@@ -1,15 +1,17 @@
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use d7y_chassis::config::{self, DaemonArgs};
 use d7y_chassis::{DaemonConfig, DaemonName};
 use d7y_peer::Role;
 
-use super::check::Check;
+use super::check::{Check, Mend};
 
-/// What the daemons of this node are told.
+/// What the daemons of this node are told, and in which files.
 pub struct Settings {
     pub peer: d7y_peer::Config,
+    pub peer_file: PathBuf,
     pub snapshotter: d7y_snapshotter::Config,
+    pub snapshotter_file: PathBuf,
 }
 
 impl Settings {
@@ -18,7 +20,9 @@ impl Settings {
         let mut checks = Vec::new();
         let mut settings = Self {
             peer: load("config.peer", d7y_peer::DAEMON.name, peer, &mut checks),
+            peer_file: peer.to_owned(),
             snapshotter: d7y_snapshotter::Config::default(),
+            snapshotter_file: snapshotter.to_owned(),
         };
         if settings.mounts() {
             let name = d7y_snapshotter::DAEMON.name;
@@ -30,6 +34,15 @@ impl Settings {
     /// Whether containers are to start here: a seed has neither snapshotter nor containerd.
     pub fn mounts(&self) -> bool {
         self.peer.role == Role::Node
+    }
+
+    /// A key of the peer's that takes a restart.
+    pub fn set_peer(&self, line: impl Into<String>) -> Mend {
+        Mend::set(line, &self.peer_file, "systemctl restart d7y-peer")
+    }
+
+    pub fn set_snapshotter(&self, line: impl Into<String>) -> Mend {
+        Mend::set(line, &self.snapshotter_file, "systemctl restart d7y-snapshotter")
     }
 }
 
@@ -46,11 +59,8 @@ fn load<C: DaemonConfig>(check: &'static str, name: DaemonName, path: &Path, che
         }
         Err(error) => {
             let name = name.as_str();
-            checks.push(Check::failed(
-                check,
-                format!("{error:#}"),
-                format!("edit {shown}; {name} --config {shown} --check-config"),
-            ));
+            let mend = Mend::run(format!("sudoedit {shown} && {name} --config {shown} --check-config"));
+            checks.push(Check::failed(check, format!("{error:#}"), mend));
             C::default()
         }
     }
