@@ -188,13 +188,14 @@ impl Members {
             true => self.manager.db.default_cluster(Timestamp::now()).await.map(Some),
             false => self.manager.db.cluster_named(name).await,
         };
-        let missing = || {
-            let name: String = name.chars().take(MAX_NAME_BYTES).collect();
-            Status::not_found(format!(
-                "there is no cluster {name:?}; make it with POST /api/v1/clusters, or mend manager.cluster"
-            ))
-        };
-        found.map_err(|error| internal(&error))?.ok_or_else(missing)
+        if let Some(found) = found.map_err(|error| internal(&error))? {
+            return Ok(found);
+        }
+        let known = self.manager.db.known_clusters().await.map_err(|error| internal(&error))?;
+        let name: String = name.chars().take(MAX_NAME_BYTES).collect();
+        Err(Status::not_found(format!(
+            "there is no cluster {name:?}, {known}; make it with POST /api/v1/clusters, or mend manager.cluster"
+        )))
     }
 
     fn begin(&self, member: i64) -> u64 {

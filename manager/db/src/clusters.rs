@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use sea_orm::{
     ActiveModelTrait, ActiveValue::Set, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder,
-    TransactionTrait,
+    QuerySelect, TransactionTrait,
 };
 
 use crate::database::{Database, DbError, Timestamp, taken};
@@ -10,6 +10,9 @@ use crate::entity::cluster::{ActiveModel, Column, Entity, Model};
 
 /// What the first cluster is called, and who names no cluster belongs to.
 pub const DEFAULT_CLUSTER: &str = "default";
+
+/// Clusters that one sentence names.
+const NAMED: u64 = 32;
 
 /// What is to be other than it is.
 #[derive(Debug, Clone, Default)]
@@ -49,6 +52,17 @@ fn merged(kept: &str, changes: Settings) -> Result<String, DbError> {
 impl Database {
     pub async fn clusters(&self) -> Result<Vec<Model>, DbError> {
         Ok(Entity::find().order_by_asc(Column::Id).all(&self.connection).await?)
+    }
+
+    /// For whoever named one that there is not: `there are "default", "prod"`.
+    pub async fn known_clusters(&self) -> Result<String, DbError> {
+        let clusters = Entity::find().order_by_asc(Column::Id).limit(NAMED).all(&self.connection).await?;
+        let names: Vec<_> = clusters.iter().map(|cluster| format!("{:?}", cluster.name)).collect();
+        Ok(if names.is_empty() {
+            "there is none yet".to_owned()
+        } else {
+            format!("there are {}", names.join(", "))
+        })
     }
 
     pub async fn cluster(&self, id: i64) -> Result<Option<Model>, DbError> {

@@ -31,6 +31,8 @@ const MAX_JOBS: u64 = 64;
 const STEP_EVERY: Duration = Duration::from_millis(300);
 /// How long a job is tried although something that it needs is not there at all.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// What a step may take when the job's time is over: it may find that all is done.
+const LAST_STEP: Duration = Duration::from_secs(2);
 
 /// Drives jobs; one per manager.
 #[derive(Debug)]
@@ -155,7 +157,7 @@ impl CarryOn {
 
     /// One step, and its outcome in the row.
     async fn advance(&self, job: &job::Model, driver: &mut Driver) -> Result<Step, DbError> {
-        let step = self.step(job, driver).await?;
+        let step = self.step_in_time(job, driver).await?;
         let now = Timestamp::now();
         let step = match step {
             Step::UnderWay => {
@@ -193,6 +195,19 @@ impl CarryOn {
             Step::Waits(ref why) => self.note(job.id, driver, why).await?,
         }
         Ok(step)
+    }
+
+    /// A registry that is silent must not hold a job up beyond its time.
+    async fn step_in_time(&self, job: &job::Model, driver: &mut Driver) -> Result<Step, DbError> {
+        let left_ms = u64::try_from(job.deadline_at - Timestamp::now().0).unwrap_or(0);
+        let left = Duration::from_millis(left_ms).max(LAST_STEP);
+        match tokio::time::timeout(left, self.step(job, driver)).await {
+            Ok(step) => step,
+            Err(_) if job.manifest.is_none() => {
+                Ok(Step::Waits("the registry has not answered yet".to_owned()))
+            }
+            Err(_) => Ok(Step::UnderWay),
+        }
     }
 
     async fn step(&self, job: &job::Model, driver: &mut Driver) -> Result<Step, DbError> {

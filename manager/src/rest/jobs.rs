@@ -130,11 +130,16 @@ async fn clusters(app: &App, request: &JobRequest) -> Result<Vec<i64>, ApiError>
     for name in &request.clusters {
         let found = app.db.cluster_named(name).await?;
         let name: String = name.chars().take(64).collect();
-        ids.push(found.ok_or_else(|| ApiError::bad(format!("there is no cluster {name:?}")))?.id);
+        let Some(found) = found else {
+            let known = app.db.known_clusters().await?;
+            return Err(ApiError::bad(format!("there is no cluster {name:?}, {known}")));
+        };
+        ids.push(found.id);
     }
     for id in &ids {
         if app.db.cluster(*id).await?.is_none() {
-            return Err(ApiError::bad(format!("there is no cluster {id}")));
+            let known = app.db.known_clusters().await?;
+            return Err(ApiError::bad(format!("there is no cluster {id}, {known}")));
         }
     }
     if ids.is_empty() {
@@ -182,6 +187,8 @@ fn view(job: &job::Model, placements: &[placement::Model]) -> Value {
         "scheduler_clusters": clusters.iter().map(|id| json!({ "id": id })).collect::<Vec<_>>(),
         "seed_peer_clusters": clusters.iter().map(|id| json!({ "id": id })).collect::<Vec<_>>(),
         "note": job.note,
+        // Ended because its time was over; Dragonfly has no word for it.
+        "overdue": job.state == JobState::Failure && job.updated_at >= job.deadline_at,
         "manifest": job.manifest,
         "result": result(job, state, &args, &clusters, placements),
     })

@@ -1,7 +1,7 @@
 //! `d7y`, the command line for people: one module per subcommand, each with its `Args` and a `run`.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage. What a command prints for programs or for pipes goes to standard
-//! output, everything said to the person goes to standard error.
+//! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not done within `--timeout` (preheat). What a command prints for
+//! programs or for pipes goes to standard output, everything said to the person goes to standard error.
 
 mod config_reference;
 mod containerd;

@@ -14,12 +14,16 @@ use crate::manager::Api;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// The manager ends a job that is overdue itself; one that is away so long is not waited for.
 const GRACE: Duration = Duration::from_secs(30);
+/// Exit code when all that was missing is time.
+const OVERDUE: u8 = 3;
 
 /// What is known of a job.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Seen {
     state: String,
     note: String,
+    /// Failed because its time was over.
+    overdue: bool,
     bytes_done: u64,
     /// Of a layer whose index is not known yet, the size in the registry.
     bytes_total: u64,
@@ -46,15 +50,28 @@ pub async fn to_the_end(api: &Api, jobs: &[Job], timeout: Duration) -> Result<Ex
     following.iter().for_each(|one| one.bar.finish_and_clear());
     println!("{:<8} {:>7} {:>10}  IMAGE", "STATE", "PEERS", "BYTES");
     for Following { job, seen, .. } in &following {
-        let state = if seen.is_done() { "done" } else { "failed" };
+        let state = match (seen.is_done(), seen.overdue) {
+            (true, _) => "done",
+            (false, true) => "overdue",
+            (false, false) => "failed",
+        };
         let peers = format!("{}/{}", seen.peers_done, seen.peers);
         println!("{state:<8} {peers:>7} {:>10}  {}", HumanBytes(seen.bytes_done).to_string(), job.image);
-        if !seen.is_done() {
-            eprintln!("d7y: {}: {}", job.image, seen.note);
+        match seen.overdue {
+            true => eprintln!(
+                "d7y: {}: {}; the job has ended, what has come stays on the disks: preheat again, with a longer --timeout",
+                job.image, seen.note
+            ),
+            false if !seen.is_done() => eprintln!("d7y: {}: {}", job.image, seen.note),
+            false => {}
         }
     }
-    let done = following.iter().all(|one| one.seen.is_done());
-    Ok(if done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let all = |wanted: fn(&Seen) -> bool| following.iter().all(|one| wanted(&one.seen));
+    Ok(match (all(Seen::is_done), all(|seen| seen.is_done() || seen.overdue)) {
+        (true, _) => ExitCode::SUCCESS,
+        (false, true) => ExitCode::from(OVERDUE),
+        (false, false) => ExitCode::FAILURE,
+    })
 }
 
 struct Following<'a> {
@@ -99,6 +116,7 @@ impl From<&Value> for Seen {
     fn from(job: &Value) -> Self {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let mut seen = Self { state: text(&job["state"]), note: text(&job["note"]), ..Self::default() };
+        seen.overdue = job["overdue"] == true;
         let size = |layer: &Value| {
             let number = layer.as_u64().and_then(|number| usize::try_from(number).ok()).unwrap_or(usize::MAX);
             job["progress"]["layers"][number]["size"].as_u64().unwrap_or(0)
@@ -147,6 +165,7 @@ mod tests {
         let expected = Seen {
             state: "PENDING".into(),
             note: String::new(),
+            overdue: false,
             bytes_done: 28,
             bytes_total: 32,
             peers_done: 1,

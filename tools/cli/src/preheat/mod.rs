@@ -16,6 +16,8 @@ use crate::login::Login;
 use crate::manager::{self, Api, host_and_port};
 
 const TOKEN: &str = "D7Y_TOKEN";
+/// The manager gives a job no more.
+const MAX_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -31,8 +33,8 @@ pub struct Args {
     /// Wait until every image is where it should be; with --wait=false only start, and print the jobs' numbers
     #[arg(long, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
     wait: bool,
-    /// Give an image up after this long
-    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
+    /// Give an image up after this long, at most a week; exit code 3 when only time was missing
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = timeout)]
     timeout: Duration,
     /// Name of the cluster; all clusters that have a scheduler without it
     #[arg(long)]
@@ -75,6 +77,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
         follow::to_the_end(&api, &jobs, args.timeout).await
     })
+}
+
+fn timeout(text: &str) -> Result<Duration, String> {
+    let timeout = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match timeout.is_zero() || timeout > MAX_TIMEOUT {
+        true => Err("it is more than 0s and at most 7days".to_owned()),
+        false => Ok(timeout),
+    }
 }
 
 fn request(args: &Args, image: &str, password: Option<&str>) -> Value {
