@@ -82,7 +82,7 @@ pub fn node(
     peer: &[&str],
     snapshotter: &[&str],
 ) -> Result<D7yNode> {
-    let extra = Extra { peer: options(peer), snapshotter: options(snapshotter) };
+    let extra = Extra { peer: options(peer), snapshotter: options(snapshotter), ..Extra::default() };
     cluster.node(lab, name, UNLIMITED, &extra)
 }
 
@@ -171,7 +171,5 @@ pub fn warm(lab: &Lab, image: &Image) -> Result<(Cluster, Wanted, D7yNode)> {
 
 /// containerd's own client, on a node.
 pub fn ctr(node: &D7yNode, words: &[&str]) -> Command {
-    let mut ctr = node.node.host.command("ctr");
-    ctr.arg("--address").arg(node.node.socket()).args(["--namespace", &node.node.namespace]).args(words);
-    ctr
+    node.node.ctr(words)
 }

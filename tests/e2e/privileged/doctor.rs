@@ -22,7 +22,8 @@ impl Found {
         doctor.args(["doctor", "-o", "json", "--registry", &cluster.registry.name()]);
         doctor.arg("--peer").arg(node.peer.service.config_file());
         doctor.arg("--snapshotter").arg(node.snapshotter.config_file());
-        doctor.arg("--containerd-config").arg(host.dir.join("containerd/config.toml"));
+        doctor.arg("--containerd-config").arg(node.node.config_file());
+        doctor.arg("--containerd").arg(node.node.program());
         let output = doctor.output().context("cannot start d7y")?;
         let text = String::from_utf8(output.stdout)?;
         let report: serde_json::Value = serde_json::from_str(&text)
@@ -56,7 +57,6 @@ fn doctor_knows_a_healthy_node_from_a_broken_one() -> Result<()> {
     in_lab(|lab| {
         let cluster = Cluster::start(lab, UNLIMITED)?;
         let node = node(&cluster, lab, "node", &[], &[])?;
-        install_stanza(lab, &node)?;
         let well = [
             "config.peer",
             "config.snapshotter",
@@ -104,17 +104,4 @@ fn doctor_knows_a_healthy_node_from_a_broken_one() -> Result<()> {
         Found::by(lab, &cluster, &node)?
             .expect(1, &[("config.peer", "failed"), ("containerd.config", "failed"), ("kernel.erofs", "ok")])
     })
-}
-
-/// As an operator does it: the rig's own file has no more than containerd takes.
-fn install_stanza(lab: &Lab, node: &D7yNode) -> Result<()> {
-    let host = &node.node.host;
-    let mut install = host.command(lab.places.daemon("d7y")?);
-    install.args(["containerd", "config", "--write"]);
-    install.arg("--config").arg(host.dir.join("containerd/config.toml"));
-    install.arg("--socket").arg(host.dir.join("snapshotter.sock"));
-    install.arg("--root").arg(host.dir.join("snapshotter"));
-    let output = install.output().context("cannot start d7y")?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
 }

@@ -63,11 +63,13 @@ pub fn build(profile: Profile) -> Result<()> {
     run::to_end(&mut build)
 }
 
-/// A program that Debian does not have, built with Go from a module whose go.sum pins all that it needs.
+/// Programs that Debian does not have, built with Go from a module whose go.sum pins all that they need.
 struct GoTool {
     name: &'static str,
     version: &'static str,
-    package: &'static str,
+    module: &'static str,
+    /// Of `cmd` in the module. Each says its version.
+    programs: &'static [&'static str],
     without: &'static str,
 }
 
@@ -77,46 +79,48 @@ pub fn nerdctl() {
     GoTool {
         name: "nerdctl",
         version: NERDCTL,
-        package: "github.com/containerd/nerdctl/v2/cmd/nerdctl",
+        module: "github.com/containerd/nerdctl/v2",
+        programs: &["nerdctl"],
         without: "containerd is driven through its API instead",
     }
     .ensure();
 }
 
-/// Builds containerd 2.x where Go is present; Debian 12 has 1.6.
+/// Builds containerd 2.x with its shim and its ctr where Go is present; Debian 12 has 1.6.
 pub fn containerd() {
     GoTool {
         name: "containerd",
         version: CONTAINERD,
-        package: "github.com/containerd/containerd/v2/cmd/containerd",
-        without: "what d7y writes for containerd 2.x is not tried with one",
+        module: "github.com/containerd/containerd/v2",
+        programs: &["containerd", "containerd-shim-runc-v2", "ctr"],
+        without: "nothing is tried with containerd 2.x",
     }
     .ensure();
 }
 
 impl GoTool {
     fn ensure(&self) {
-        let Self { name, version, without, .. } = self;
-        let binary = run::tools_dir().join(name);
-        if says_version(&binary, version) {
+        let Self { name, version, without, programs, .. } = self;
+        let place = run::tools_dir();
+        if programs.iter().all(|program| says_version(&place.join(program), version)) {
             return;
         }
         if !run::in_path("go") {
             eprintln!("Go is not here, so there will be no {name} {version}: {without}.");
             return;
         }
-        let place = run::tools_dir();
         eprintln!("This builds {name} {version} with Go, into {} (about a minute).", place.display());
-        if run::step(&format!("go build {name}"), || run::to_end(&mut self.build(&binary))).is_err() {
+        if run::step(&format!("go build {name}"), || run::to_end(&mut self.build(&place))).is_err() {
             eprintln!("{name} could not be built: {without}.");
         }
     }
 
-    fn build(&self, binary: &Path) -> Command {
+    fn build(&self, place: &Path) -> Command {
         let mut go = Command::new("go");
+        // A path that ends with a slash is a directory, whatever the number of programs.
         go.args(["build", "-mod=readonly", "-trimpath", "-ldflags", "-s -w", "-o"])
-            .arg(binary)
-            .arg(self.package)
+            .arg(place.join(""))
+            .args(self.programs.iter().map(|program| format!("{}/cmd/{program}", self.module)))
             .current_dir(run::workspace().join("tools/bench/go").join(self.name))
             .env("CGO_ENABLED", "0");
         go

@@ -99,6 +99,7 @@ impl Site {
         let extra = Extra {
             peer: [set(&limit), set("fetch.background=false")].concat(),
             snapshotter: set("trace.window=0s").to_vec(),
+            ..Extra::default()
         };
         let node = |name| cluster.node(lab, name, NODE, &extra);
         let nodes = [node("node1")?, node("node2")?];

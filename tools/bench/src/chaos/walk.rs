@@ -116,12 +116,7 @@ pub fn remove(node: &Node, image: &Stocked, container: &str) {
 }
 
 fn ctr(node: &Node, words: &[&str]) -> Command {
-    let mut ctr = node.host.command("ctr");
-    ctr.arg("--address")
-        .arg(node.socket())
-        .args(["--timeout", "10s", "--namespace", &node.namespace])
-        .args(words);
-    ctr
+    node.ctr(&[&["--timeout", "10s"], words].concat())
 }
 
 /// Starts a container of a small image and has it read all of it; again and again until it starts.

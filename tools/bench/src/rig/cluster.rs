@@ -14,7 +14,7 @@ use super::image::Image;
 use super::lab::{Lab, random_bytes};
 use super::manager::{Manager, Member};
 use super::metrics::Samples;
-use super::node::Node;
+use super::node::{Containerd, D7y, Node};
 use super::registry::Registry;
 use super::service::{Plan, Service};
 
@@ -23,11 +23,12 @@ const STATUS: Duration = Duration::from_secs(5);
 /// How long a peer may take to find its scheduler.
 const CONNECTED: Duration = Duration::from_secs(30);
 
-/// More of the daemons' command lines, for tests: `--set KEY=VALUE`.
+/// More of the daemons' command lines, for tests: `--set KEY=VALUE`; and another containerd.
 #[derive(Clone, Debug, Default)]
 pub struct Extra {
     pub peer: Vec<String>,
     pub snapshotter: Vec<String>,
+    pub containerd: Containerd,
 }
 
 /// What all nodes share.
@@ -116,9 +117,9 @@ impl Cluster {
             host: host.clone(),
             health: SocketAddr::new(host.address.into(), config::SNAPSHOTTER_STATUS_PORT),
         };
-        let socket = dir.socket();
         let snapshotter = Service::start(lab, snapshotter)?;
-        let node = Node::start(lab, host, Some(&socket))?;
+        let d7y = D7y { containerd: &extra.containerd, snapshotter: &dir, registry: &self.shared.registry };
+        let node = Node::start(lab, host.clone(), Some(&d7y))?;
         Ok(D7yNode { node, peer, snapshotter })
     }
 }
@@ -128,6 +129,18 @@ pub struct D7yNode {
     pub node: Node,
     pub peer: Peer,
     pub snapshotter: Service,
+}
+
+impl D7yNode {
+    /// As [`Node::upgrade`].
+    ///
+    /// # Errors
+    /// As [`Node::upgrade`].
+    pub fn upgrade(&mut self, lab: &Lab, cluster: &Cluster, containerd: &Containerd) -> Result<()> {
+        let host = self.node.host.clone();
+        let snapshotter = &config::Snapshotter { dir: &host.dir, address: host.address };
+        self.node.upgrade(lab, &D7y { containerd, snapshotter, registry: &cluster.shared.registry })
+    }
 }
 
 /// A peer, seed or node.

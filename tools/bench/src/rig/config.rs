@@ -3,12 +3,21 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-/// What one containerd is told.
+use anyhow::{Context, Result};
+
+use super::node;
+use super::places::make_dir;
+
+/// The image that holds a pod's namespaces, in the lab's registry: `REPOSITORY:TAG`. Who starts pods pushes it.
+pub const PAUSE: (&str, &str) = ("pause", "v1");
+
+/// What one containerd is told, but for what `d7y containerd config` adds.
 pub struct Containerd<'a> {
     /// Holds root, state and the socket, beside those of no other containerd.
     pub dir: &'a Path,
-    /// d7y-snapshotter's socket, where the node has one.
-    pub snapshotter: Option<&'a Path>,
+    pub build: &'a node::Containerd,
+    /// The host of a registry that speaks plain HTTP, for the CRI plugin.
+    pub registry: Option<&'a str>,
 }
 
 impl Containerd<'_> {
@@ -20,38 +29,70 @@ impl Containerd<'_> {
         self.dir.join("state")
     }
 
-    /// The file's text: places of its own, then the stanza that d7y's README has users write.
+    fn hosts(&self) -> PathBuf {
+        self.dir.join("certs.d")
+    }
+
     pub fn text(&self) -> String {
-        let dir = self.dir.display();
+        let (dir, version) = (self.dir.display(), self.version());
         let mut text = format!(
-            r#"version = 2
+            r#"version = {version}
 root = "{dir}/root"
 state = "{dir}/state"
 [grpc]
   address = "{dir}/containerd.sock"
 [plugins."io.containerd.internal.v1.opt"]
   path = "{dir}/opt"
+# Its socket is one for the whole machine.
+[plugins."io.containerd.nri.v1.nri"]
+  disable = true
 "#
         );
-        if let Some(socket) = self.snapshotter {
-            text += &stanza(socket);
-        }
+        text += &self.registry.map(|registry| self.cri(registry)).unwrap_or_default();
         text
     }
-}
 
-fn stanza(socket: &Path) -> String {
-    format!(
-        r#"
-[proxy_plugins.d7y]
-  type = "snapshot"
-  address = "{}"
-[plugins."io.containerd.grpc.v1.cri".containerd]
-  snapshotter = "d7y"
-  disable_snapshot_annotations = false
-"#,
-        socket.display()
-    )
+    fn version(&self) -> u32 {
+        match self.build {
+            node::Containerd::Packaged => 2,
+            node::Containerd::Built(_) => 3,
+        }
+    }
+
+    /// Where this machine does not let root lower a process's OOM score, pods do without, as containerd in containers does.
+    fn cri(&self, registry: &str) -> String {
+        let (hosts, (repository, tag)) = (self.hosts(), PAUSE);
+        let (hosts, pause) = (hosts.display(), format!("{registry}/{repository}:{tag}"));
+        match self.build {
+            node::Containerd::Packaged => format!(
+                r#"[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{pause}"
+  restrict_oom_score_adj = true
+[plugins."io.containerd.grpc.v1.cri".registry]
+  config_path = "{hosts}"
+"#
+            ),
+            node::Containerd::Built(_) => format!(
+                r#"[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
+[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = "{pause}"
+[plugins."io.containerd.cri.v1.images".registry]
+  config_path = "{hosts}"
+"#
+            ),
+        }
+    }
+
+    /// Says to the CRI plugin how the registry is spoken to.
+    pub fn write_hosts(&self, registry: &str) -> Result<()> {
+        let dir = self.hosts().join(registry);
+        make_dir(&dir)?;
+        let server = format!("\"http://{registry}\"");
+        // 1.6 refuses a file without hosts.
+        let text = format!("server = {server}\n[host.{server}]\n  capabilities = [\"pull\", \"resolve\"]\n");
+        std::fs::write(dir.join("hosts.toml"), text).context("cannot write containerd's hosts.toml")
+    }
 }
 
 /// The ports that d7y's daemons have by default; every host has an address of its own.
@@ -207,6 +248,10 @@ pub struct Snapshotter<'a> {
 impl Snapshotter<'_> {
     pub fn socket(&self) -> PathBuf {
         self.dir.join("snapshotter.sock")
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.dir.join("snapshotter")
     }
 
     pub fn text(&self) -> String {

@@ -10,6 +10,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::client::CRI_NAMESPACE;
 use super::command::{command, output, run};
 use super::daemon::LOOK_AGAIN;
 use super::lab::random_bytes;
@@ -75,20 +76,35 @@ fn owner(pid: u32) -> Option<String> {
 
 /// Kills the lab's containers, and removes the sockets of their shims.
 pub(super) fn end_containers(id: &str, dir: &Path) {
-    for host in children(dir) {
-        for bundle in children(&host.join("containerd/state/io.containerd.runtime.v2.task").join(id)) {
-            let pid = fs::read_to_string(bundle.join("init.pid")).unwrap_or_default();
-            if let Ok(pid) = pid.trim().parse::<i32>() {
-                // The pid could be stale after a crash: only a process of a container of ours counts.
-                if cgroup_of(pid).contains(id) {
-                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-                }
-            }
-            if let Ok(address) = fs::read_to_string(bundle.join("address")) {
-                let _ = fs::remove_file(address.trim().trim_start_matches("unix://"));
+    // The CRI plugin has a namespace of its own; in the lab's containerds there are pods of the lab alone.
+    for bundle in [id, CRI_NAMESPACE].into_iter().flat_map(|namespace| bundles(namespace, dir)) {
+        let pid = fs::read_to_string(bundle.join("init.pid")).unwrap_or_default();
+        if let Ok(pid) = pid.trim().parse::<i32>() {
+            // The pid could be stale after a crash: only a process of a container of ours counts.
+            if cgroup_of(pid).contains(id) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
         }
+        if let Some(socket) = shim_socket(&bundle) {
+            let _ = fs::remove_file(socket);
+        }
     }
+}
+
+/// Of the containers in a namespace of containerd's objects, on all of the lab's hosts.
+fn bundles(namespace: &str, dir: &Path) -> Vec<PathBuf> {
+    let tasks = |host: &PathBuf| host.join("containerd/state/io.containerd.runtime.v2.task").join(namespace);
+    children(dir).iter().flat_map(|host| children(&tasks(host))).collect()
+}
+
+/// containerd 1.x notes it by itself, 2.x with more in JSON.
+fn shim_socket(bundle: &Path) -> Option<PathBuf> {
+    let address = fs::read_to_string(bundle.join("address")).or_else(|_| {
+        let text = fs::read(bundle.join("bootstrap.json"))?;
+        let bootstrap: serde_json::Value = serde_json::from_slice(&text)?;
+        Ok::<_, std::io::Error>(bootstrap["address"].as_str().unwrap_or_default().to_owned())
+    });
+    Some(PathBuf::from(address.ok()?.trim().strip_prefix("unix://")?))
 }
 
 fn cgroup_of(pid: i32) -> String {
@@ -108,7 +124,11 @@ pub(super) fn remove(id: &str, dir: &Path) {
     }
     remove_cgroups(Path::new("/sys/fs/cgroup"), id);
     remove_fifos(dir);
-    let _ = fs::remove_dir_all(Path::new("/run/containerd/runc").join(id));
+    let runc = Path::new("/run/containerd/runc");
+    for bundle in bundles(CRI_NAMESPACE, dir) {
+        let _ = fs::remove_dir_all(runc.join(CRI_NAMESPACE).join(bundle.file_name().unwrap_or_default()));
+    }
+    let _ = fs::remove_dir_all(runc.join(id));
     for path in children(dir).iter().filter(|path| !path.ends_with(OWNER)) {
         let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
         warn(removed.with_context(|| format!("cannot remove {}", path.display())));

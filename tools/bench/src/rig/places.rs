@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use super::node::Containerd;
+
 /// Directories that the rig reads and writes.
 #[derive(Clone, Debug)]
 pub struct Places {
@@ -54,6 +56,13 @@ impl Places {
             bail!("{} is missing: build it with cargo build -p {name}", path.display());
         }
         Ok(path)
+    }
+
+    /// containerd 2.x, where Go was there to build it: its programs stand in this directory.
+    pub fn containerd_2(&self) -> Option<Containerd> {
+        let all = ["containerd", "containerd-shim-runc-v2", "ctr"];
+        let here = all.iter().all(|name| self.tools.join(name).is_file());
+        here.then(|| Containerd::Built(self.tools.clone()))
     }
 
     /// nerdctl, where Go was there to build it.

@@ -1,6 +1,7 @@
-//! What drives containerd: nerdctl as a user would, or containerd's API as a CRI plugin would.
+//! What drives containerd: nerdctl as a user would, its CRI plugin as the kubelet would, or its API as a CRI plugin would.
 
 mod api;
+mod cri;
 mod nerdctl;
 
 use std::io::{BufRead, BufReader, Read};
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 pub use api::Api;
+pub use cri::{Cri, NAMESPACE as CRI_NAMESPACE, PAUSE};
 pub use nerdctl::Nerdctl;
 
 use super::command::tail;
@@ -140,11 +142,16 @@ impl Drop for Started {
 
 /// Lines as they come, on a thread that ends with the stream.
 fn lines(stream: impl Read + Send + 'static) -> Receiver<Line> {
+    lines_of(stream, |line| line)
+}
+
+/// As [`lines`], with a part of each.
+fn lines_of(stream: impl Read + Send + 'static, part: fn(&str) -> &str) -> Receiver<Line> {
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
         // The stream is read to its end even when nobody listens: the application must not block.
         for text in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
-            let text = String::from_utf8_lossy(&text).into_owned();
+            let text = part(&String::from_utf8_lossy(&text)).to_owned();
             let _ = sender.send(Line { text, at: Instant::now() });
         }
     });

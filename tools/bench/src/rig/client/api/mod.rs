@@ -17,6 +17,7 @@ use nix::unistd::mkfifo;
 use super::{Client, Started, Wanted, lines};
 use crate::rig::node::Node;
 use session::Session;
+pub(super) use session::connect;
 
 /// The driver that needs no program of its own.
 pub struct Api;
@@ -98,7 +99,7 @@ fn inside<T: Send>(node: &Node, work: impl Future<Output = Result<T>> + Send) ->
 }
 
 /// Runs to the end on a thread of its own: the caller may be inside a runtime already.
-fn block_on<T: Send>(work: impl Future<Output = Result<T>> + Send) -> Result<T> {
+pub(super) fn block_on<T: Send>(work: impl Future<Output = Result<T>> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| runtime()?.block_on(work));
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
