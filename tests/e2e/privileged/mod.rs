@@ -1,6 +1,7 @@
 mod bad;
 mod chaos;
 mod cleanup;
+mod containerds;
 mod deleted;
 mod doctor;
 mod drivers;
