@@ -1,6 +1,7 @@
 //! Who keeps alive, who is silent, who asks.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use d7y_proto::manager::manager_client::ManagerClient;
 use d7y_proto::manager::member_message::Message;
@@ -100,12 +101,51 @@ async fn what_is_silent_or_gone_leaves_every_view() {
     let schedulers = manager.get("/api/v1/schedulers").await;
     assert_eq!(schedulers.as_array().map(Vec::len), Some(1), "who goes on to beat stays");
     scheduler.hang();
-    for view in ["/api/v1/schedulers", "/api/v1/peers"] {
-        manager.wait(view, none).await;
-    }
+    three_intervals_after_its_last_beat(&manager).await;
     let found = discover(grpc, "").await.unwrap();
     assert!(found.schedulers.is_empty() && found.seeds.is_empty());
     drop(scheduler);
+}
+
+/// Looks until the silent scheduler is in no view, and holds each answer against the clock: the manager notes each
+/// beat by it, so that the bound is exact on either side, however slow the machine is.
+async fn three_intervals_after_its_last_beat(manager: &Manager) {
+    let bound_ms = 3 * i64::try_from(INTERVAL.as_millis()).unwrap();
+    let deadline = Instant::now() + crate::SOON;
+    let (mut last_ms, mut listed_ms, mut left_ms) = (0, [0; 3], [None; 3]);
+    while left_ms.contains(&None) {
+        assert!(Instant::now() < deadline, "it is still there: {left_ms:?}");
+        for (view, path) in ["/api/v1/peers", "discovery", "/api/v1/schedulers"].into_iter().enumerate() {
+            let asked_ms = now_ms();
+            let is_there = match path {
+                "discovery" => !discover(manager.running.grpc, "").await.unwrap().schedulers.is_empty(),
+                path => {
+                    let answer = manager.get(path).await;
+                    last_ms = answer[0]["last_keep_alive_at"].as_str().map_or(last_ms, millis);
+                    answer != serde_json::json!([])
+                }
+            };
+            match is_there {
+                true => (listed_ms[view], left_ms[view]) = (asked_ms, None),
+                false => left_ms[view] = left_ms[view].or(Some(now_ms())),
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for (listed_ms, left_ms) in listed_ms.into_iter().zip(left_ms.into_iter().flatten()) {
+        let silent = |at: i64| at - last_ms;
+        assert!(silent(listed_ms) <= bound_ms, "listed {} ms after the last beat", silent(listed_ms));
+        assert!(silent(left_ms) > bound_ms, "gone {} ms after the last beat", silent(left_ms));
+    }
+}
+
+fn now_ms() -> i64 {
+    d7y_manager_db::Timestamp::now().0
+}
+
+fn millis(time: &str) -> i64 {
+    let since = humantime::parse_rfc3339(time).unwrap().duration_since(UNIX_EPOCH).unwrap();
+    i64::try_from(since.as_millis()).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,7 +156,8 @@ async fn clusters_do_not_mix_and_unknown_ones_are_refused() {
     manager.post("/api/v1/clusters", &serde_json::json!({ "name": "prod" })).await;
     let refused = Member::join(grpc, Kind::Seed, "seed", "test").await.map(drop).unwrap_err();
     assert_eq!(refused.code(), Code::NotFound);
-    assert!(refused.message().contains("no cluster \"test\""), "{refused}");
+    let known = "there is no cluster \"test\", there are \"default\", \"prod\"; make it with";
+    assert!(refused.message().contains(known), "{refused}");
     assert_eq!(discover(grpc, "test").await.unwrap_err().code(), Code::NotFound);
     let _prod = Member::join(grpc, Kind::Seed, "seed", "prod").await.unwrap();
     assert_eq!(discover(grpc, "prod").await.unwrap().seeds.len(), 1);
