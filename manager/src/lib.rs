@@ -3,7 +3,7 @@
 //! It is never on the data path: peers keep the last answer that it gave. All that must survive it is in the database
 //! (`d7y-manager-db`); what is in memory can be lost at any time. Actors: the gRPC server with one task per member, the
 //! REST server, one reconciler of jobs with one task per job under way. On shutdown listeners close first, streams of
-//! members end without a word about their members, drivers of jobs stop between two steps, and the database is closed
+//! members end without a word about their members, requests under way are answered, drivers of jobs stop between two steps, and the database is closed
 //! last.
 
 mod config;
@@ -137,12 +137,13 @@ fn serve_grpc(tasks: &Tasks, manager: Arc<Manager>, listener: TcpListener) {
         .http2_keepalive_timeout(Some(interval))
         .add_service(service)
         .serve_with_incoming_shutdown(incoming, closing.cancelled_owned());
-    tasks.spawn("grpc server", OnEnd::Fatal, serving);
+    tasks.spawn("grpc server", OnEnd::Fatal, tasks.shutdown().under_way(serving));
 }
 
 fn serve_rest(tasks: &Tasks, manager: Arc<Manager>, listener: TcpListener) {
     let closing = tasks.shutdown().closing();
     let serving =
         axum::serve(listener, rest::router(manager)).with_graceful_shutdown(closing.cancelled_owned());
-    tasks.spawn("rest server", OnEnd::Fatal, async move { serving.await });
+    let serving = tasks.shutdown().under_way(async move { serving.await });
+    tasks.spawn("rest server", OnEnd::Fatal, serving);
 }

@@ -154,11 +154,11 @@ impl Members {
     /// Until the stream ends, one way or the other; says how.
     async fn listen(&self, member: &member::Model, inbound: &mut Streaming<wire::MemberMessage>) -> String {
         let patience = self.manager.settings.patience();
-        let stopping = self.tasks.shutdown().stopping();
+        let closing = self.tasks.shutdown().closing();
         loop {
             let message = tokio::select! {
                 biased;
-                () = stopping.cancelled() => return "the manager stops".to_owned(),
+                () = closing.cancelled() => return "the manager stops".to_owned(),
                 message = tokio::time::timeout(patience, inbound.message()) => message,
             };
             let message = match message {

@@ -14,7 +14,7 @@ use crate::directory::{Directory, DirectoryConfig, Order};
 use crate::fetch::Fetcher;
 use crate::metrics::Metrics;
 use crate::preheat::{ORDER_QUEUE, Preheater};
-use crate::start::{DAEMON, supervise};
+use crate::start::{DAEMON, supervise, supervise_until_closing};
 
 /// What talks to scheduler and manager once it has begun.
 pub struct Control {
@@ -81,11 +81,15 @@ impl Control {
             supervise(tasks, "discovery", d7y_manager_client::discover(asking, known));
             if let Some((config, register)) = member {
                 let member = Member { register, crowd: () };
-                supervise(tasks, "manager", d7y_manager_client::keep_alive(config, member));
+                supervise_until_closing(tasks, "manager", d7y_manager_client::keep_alive(config, member));
             }
         }
         if self.scheduled {
-            supervise(tasks, "scheduler session", self.directory.run(fetcher));
+            let (directory, closing) = (self.directory.clone(), tasks.shutdown().closing());
+            supervise(tasks, "scheduler session", async move {
+                closing.run_until_cancelled(directory.clone().run(fetcher)).await;
+                directory.leave();
+            });
         }
         supervise(tasks, "preheater", Arc::new(preheater).run(self.orders));
     }

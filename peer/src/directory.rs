@@ -175,13 +175,16 @@ pub struct Directory {
     said: Mutex<Said>,
     more_to_say: Notify,
     connected: AtomicBool,
+    /// This peer is stopping.
+    left: AtomicBool,
     metrics: Arc<Metrics>,
 }
 
 impl Directory {
     pub fn new(config: DirectoryConfig, metrics: Arc<Metrics>) -> Self {
         let (known, said) = (watch::Sender::new(Known::default()), Mutex::default());
-        Self { config, known, said, more_to_say: Notify::new(), connected: AtomicBool::new(false), metrics }
+        let [connected, left] = [false; 2].map(AtomicBool::new);
+        Self { config, known, said, more_to_say: Notify::new(), connected, left, metrics }
     }
 
     pub fn is_connected(&self) -> bool {
@@ -212,7 +215,7 @@ impl Directory {
             seeds.iter().filter(|seed| me.is_none_or(|me| rank(seed.address) >= rank(me))).count();
         let mine = me.is_some() && outranked_by == 0;
         // A scheduler that is slow is asked again until the opener's patience is over: what it says spares the registry.
-        let alone = seeds.is_empty() && !asked;
+        let alone = seeds.is_empty() && !asked && !self.left.load(Ordering::Relaxed);
         Plan { ingest: alone || mine, ask: seeds, outranked_by, ..Plan::default() }
     }
 
@@ -368,6 +371,15 @@ impl Directory {
             tokio::time::sleep(delay).await;
             delay = (delay * 2).min(RECONNECT_MOST);
         }
+    }
+
+    /// The session has ended because this peer stops: the scheduler sends nobody here any more. What is under way goes on
+    /// with whom it knows, and reads no origin for want of a scheduler.
+    pub fn leave(&self) {
+        self.left.store(true, Ordering::Relaxed);
+        self.said.lock().session = None;
+        self.connected.store(false, Ordering::Relaxed);
+        self.metrics.scheduler_connected.set(0);
     }
 
     /// The configured scheduler, else the discovered ones in turn, as soon as there are any.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use d7y_chassis::DrainGuard;
 use d7y_chassis::tasks::{OnEnd, Tasks};
 use d7y_proto::scheduler::inventory::State;
 use d7y_store::{Layer, Recovered, Store, StoreError};
@@ -161,12 +162,16 @@ impl Layers {
             let absent = || OpenFailure::new(FailureCode::Unavailable, "this node does not have the layer");
             return running.ok_or_else(absent);
         }
+        if asker == Asker::Peer && self.tasks.shutdown().has_begun() {
+            return Err(OpenFailure::new(FailureCode::Unavailable, "this peer is stopping"));
+        }
         match self.openings.join(layer) {
             Join::Follow(progress) => Ok(Open::Following(progress)),
             Join::Lead(progress, reporter) => {
                 let (this, layer) = (self.clone(), layer.clone());
+                let stopping = self.tasks.shutdown().stopping();
                 self.tasks.spawn("open layer", OnEnd::Expected, async move {
-                    this.lead(layer, reporter).await;
+                    stopping.run_until_cancelled(this.lead(layer, reporter)).await;
                     Ok::<_, std::convert::Infallible>(())
                 });
                 Ok(Open::Following(progress))
@@ -298,11 +303,19 @@ impl Layers {
         self.directory.announce(layer.digest, State::Ingesting);
         let work = async {
             let _slot = self.ingests.acquire().await.expect("never closed");
+            let _under_way = self.under_way();
             self.ingester.ingest(layer, reporter).await
         };
         let ready = reporter.while_working(work).await?;
         self.metrics.opened("ingested");
         Ok(ready)
+    }
+
+    /// Holds the end of this peer up for a read of an origin that has begun before: a part of it is of no use to the next
+    /// process.
+    pub fn under_way(&self) -> Option<DrainGuard> {
+        let shutdown = self.tasks.shutdown();
+        (!shutdown.has_begun()).then(|| shutdown.drain_guard())
     }
 
     /// Makes a range of the device readable: from what this node has of it, else from the swarm.
@@ -405,13 +418,16 @@ impl Layers {
             }
             let due = self.cases.lock().due(now);
             for (digest, reason) in due {
-                let this = self.clone();
-                self.tasks.spawn("rescue a layer", OnEnd::Expected, async move {
+                let (this, stopping) = (self.clone(), self.tasks.shutdown().stopping());
+                let rescue = async move {
                     let ended = match this.store.layer(digest) {
                         Some(layer) => this.rescue(&layer, reason).await,
                         None => Ok(End::Whole),
                     };
                     this.cases.lock().end(digest, ended, Instant::now());
+                };
+                self.tasks.spawn("rescue a layer", OnEnd::Expected, async move {
+                    stopping.run_until_cancelled(rescue).await;
                     Ok::<_, std::convert::Infallible>(())
                 });
             }

@@ -4,6 +4,10 @@
 //! loop (`fetch`) brings single chunks; `serve` is what other peers see, `local` what this node's snapshotter sees.
 //! Everything on disk belongs to the store. All tasks are supervised and end at shutdown; nothing needs flushing,
 //! because bits are written after the data that they vouch for.
+//!
+//! A stop begins with leaving scheduler and manager and with closing the listeners. Reads of the node, answers to other
+//! peers and reads of origins that are under way then hold it up (`DrainGuard`); whoever is connected is served meanwhile,
+//! but for nothing else is waited. Then the connections end, between two frames where the other side takes them.
 
 mod config;
 mod confirm;

@@ -52,6 +52,13 @@ pub struct Progress {
     pub outcome: Option<Outcome>,
 }
 
+impl Progress {
+    /// Whether this very peer is reading the layer from its origin.
+    pub fn reads_origin(&self) -> bool {
+        self.staging.is_some() && self.chain.is_empty()
+    }
+}
+
 /// Whether a layer can be had, as far as its opening shows.
 #[derive(Debug, Clone)]
 pub enum Supply {

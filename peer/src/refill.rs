@@ -177,6 +177,7 @@ impl Layers {
                 slot
             }
         };
+        let _under_way = self.under_way();
         // So that the peers that follow the layer hear of what arrives.
         self.fetcher.add_layer(layer.clone(), false).await;
         tracing::warn!(layer = %layer.digest(), "no peer holds what is waited for; reading the origin again");

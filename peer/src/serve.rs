@@ -10,6 +10,7 @@ use d7y_store::{FrameLocation, Layer, Staging};
 use d7y_transfer::{Asker as Client, FailureCode, Holding, Opening, Provider, Purpose, Region, Served};
 use d7y_types::{LayerRef, PackId};
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::failure::OpenFailure;
 use crate::layers::{Asker, Layers, Open};
@@ -40,7 +41,7 @@ impl Uploads {
 impl Provider for Uploads {
     fn open(&self, layer: LayerRef, asker: Client) -> mpsc::Receiver<Opening> {
         let (send, receive) = mpsc::channel(FOLLOW_AHEAD);
-        let layers = self.layers.clone();
+        let (layers, closing) = (self.layers.clone(), self.tasks.shutdown().closing());
         self.tasks.spawn("serve an opening", OnEnd::Expected, async move {
             let last = match layers.open(&layer, Asker::Peer).await {
                 Ok(Open::Ready(ready)) => match asker.purpose {
@@ -48,11 +49,12 @@ impl Provider for Uploads {
                     Purpose::Refill => refilling(&layers, &ready, &asker.peer_id),
                 },
                 Ok(Open::Following(progress)) if asker.purpose == Purpose::Refill => {
-                    refilled(&layers, progress, &asker.peer_id, &send).await
+                    let refilled = refilled(&layers, progress, &asker.peer_id, &send);
+                    closing.run_until_cancelled(refilled).await.unwrap_or_else(stopping)
                 }
                 Ok(Open::Following(progress)) => {
                     let (asker, chain) = (asker.peer_id, Arc::default());
-                    Follower { asker, send: &send, sent: 0, staging: None, signs: 0, chain }
+                    Follower { asker, send: &send, sent: 0, staging: None, signs: 0, chain, closing }
                         .follow(progress)
                         .await
                 }
@@ -118,6 +120,7 @@ struct Follower<'a> {
     signs: u64,
     /// Whom it was told this peer follows.
     chain: Arc<[String]>,
+    closing: CancellationToken,
 }
 
 impl Follower<'_> {
@@ -131,6 +134,11 @@ impl Follower<'_> {
                     Outcome::Ready(layer) => index_of(layer).await,
                     Outcome::Failed(failure) => failed(failure),
                 };
+            }
+            // What is read here from its origin is finished; what only passes through here comes from elsewhere too.
+            let closing = self.closing.is_cancelled();
+            if closing && !now.reads_origin() {
+                return stopping();
             }
             if now.chain.iter().any(|peer| **peer == *self.asker) {
                 return unavailable("this peer waits for the layer from the asker itself");
@@ -146,8 +154,9 @@ impl Follower<'_> {
                 None => tokio::select! {
                     changed = progress.changed() => match changed {
                         Ok(()) => true,
-                        Err(_) => return unavailable("the peer is stopping"),
+                        Err(_) => return stopping(),
                     },
+                    () = self.closing.cancelled(), if !closing => true,
                     _ = every.tick() => self.show_signs(now.signs).await,
                 },
             };
@@ -197,7 +206,7 @@ async fn refilled(
             let _ = send.send(Opening::Working).await;
         }
         if progress.changed().await.is_err() {
-            return unavailable("the peer is stopping");
+            return stopping();
         }
     }
 }
@@ -207,6 +216,10 @@ fn refilling(layers: &Layers, layer: &Layer, asker: &str) -> Opening {
         Ok(()) => Opening::Working,
         Err(failure) => failed(failure),
     }
+}
+
+fn stopping() -> Opening {
+    unavailable("the peer is stopping")
 }
 
 fn unavailable(why: &str) -> Opening {
@@ -238,7 +251,8 @@ mod tests {
     async fn followed(progress: watch::Receiver<Progress>, asker: &str) -> (usize, Option<Opening>) {
         let (send, mut received) = mpsc::channel(FOLLOW_AHEAD);
         let (asker, chain) = (asker.into(), Arc::default());
-        let follower = Follower { asker, send: &send, sent: 0, staging: None, signs: 0, chain };
+        let closing = CancellationToken::new();
+        let follower = Follower { asker, send: &send, sent: 0, staging: None, signs: 0, chain, closing };
         let outcome = tokio::time::timeout(WORKING_EVERY * 20, follower.follow(progress)).await.ok();
         drop(send);
         let mut signs = 0;

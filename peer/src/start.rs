@@ -149,16 +149,9 @@ pub async fn start(config: Config, tasks: Tasks) -> anyhow::Result<Running> {
     supervise(&tasks, "layer watch", layers.clone().watch());
     supervise(&tasks, "scrub", Scrubber::new(layers.clone(), running.scrub.subscribe()).run());
     supervise(&tasks, "store watch", watch(store, origin, peer_metrics.clone(), health.clone()));
-    let uploads = uploads(&peer_id, &layers, news, &spans);
-    let stop = tasks.shutdown().stopping();
-    supervise(
-        &tasks,
-        "transfer server",
-        d7y_transfer::serve(transfer, Arc::new(uploads), ServerLimits::default(), stop.clone()),
-    );
+    serve_peers(&tasks, transfer, uploads(&peer_id, &layers, news, &spans));
     let parked = Parked::new(inherited::take(), peer_metrics);
-    let service = LocalService { peer_id, layers, traces, tasks: tasks.clone(), parked, spans };
-    supervise(&tasks, "local server", d7y_peer_client::serve(local, Arc::new(service), stop));
+    serve_node(&tasks, local, LocalService { peer_id, layers, traces, tasks: tasks.clone(), parked, spans });
     // Last: who asks whether the peer is healthy wants to use it.
     metrics::serve_views(&tasks, observability, Arc::new(registry), health, views);
     Ok(running)
@@ -213,10 +206,47 @@ async fn bind(config: &Config) -> anyhow::Result<Sockets> {
     Ok(Sockets { transfer, local, observability })
 }
 
+fn serve_peers(tasks: &Tasks, listener: TcpListener, uploads: Uploads) {
+    let shutdown = tasks.shutdown();
+    let stop = d7y_transfer::Stop {
+        closing: shutdown.closing(),
+        stopping: shutdown.stopping(),
+        under_way: Arc::new(shutdown.drain_guard()),
+    };
+    let serving = d7y_transfer::serve(listener, Arc::new(uploads), ServerLimits::default(), stop);
+    run(tasks, "transfer server", serving);
+}
+
+fn serve_node(tasks: &Tasks, listener: UnixListener, service: LocalService) {
+    let shutdown = tasks.shutdown();
+    let stop = d7y_peer_client::Stop {
+        closing: shutdown.closing(),
+        stopping: shutdown.stopping(),
+        under_way: Arc::new(shutdown.drain_guard()),
+    };
+    let serving = d7y_peer_client::serve(listener, Arc::new(service), stop);
+    run(tasks, "local server", serving);
+}
+
+/// What ends with the beginning of a stop: from then on this peer is nobody's parent or seed any more.
+pub fn supervise_until_closing(
+    tasks: &Tasks,
+    name: &'static str,
+    work: impl Future<Output = ()> + Send + 'static,
+) {
+    let closing = tasks.shutdown().closing();
+    run(tasks, name, async move { closing.run_until_cancelled(work).await.unwrap_or_default() });
+}
+
 pub fn supervise(tasks: &Tasks, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
     let stopping = tasks.shutdown().stopping();
+    run(tasks, name, async move { stopping.run_until_cancelled(work).await.unwrap_or_default() });
+}
+
+/// What ends by itself once it is told to.
+fn run(tasks: &Tasks, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
     tasks.spawn(name, OnEnd::Fatal, async move {
-        stopping.run_until_cancelled(work).await;
+        work.await;
         Ok::<_, Infallible>(())
     });
 }

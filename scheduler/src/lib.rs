@@ -88,7 +88,7 @@ pub async fn run(config: Config, tasks: &Tasks) -> anyhow::Result<Addresses> {
         .add_service(service)
         .add_service(PlacementServer::new(Placements { hub: hub.clone(), spans }))
         .serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned());
-    tasks.spawn("session acceptor", OnEnd::Fatal, serving);
+    tasks.spawn("session acceptor", OnEnd::Fatal, tasks.shutdown().under_way(serving));
     manager::keep_alive(&config, server_address, &hub, tasks)?;
     tasks.spawn("ticker", OnEnd::Fatal, async move {
         closing.run_until_cancelled(tick(&hub)).await;

@@ -279,13 +279,11 @@ fn watch_session(tasks: &Tasks, session: Arc<Session>) {
 
 fn serve_containerd(tasks: &Tasks, listener: UnixListener, snapshotter: Arc<Snapshotter>) {
     let closing = tasks.shutdown().closing();
-    tasks.spawn("snapshots service", OnEnd::Fatal, async move {
-        let served = Server::builder()
-            .max_concurrent_streams(MAX_CONCURRENT_REQUESTS)
-            .add_service(SnapshotsServer::new(SnapshotsService(snapshotter)))
-            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), closing.cancelled_owned());
-        served.await
-    });
+    let serving = Server::builder()
+        .max_concurrent_streams(MAX_CONCURRENT_REQUESTS)
+        .add_service(SnapshotsServer::new(SnapshotsService(snapshotter)))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), closing.cancelled_owned());
+    tasks.spawn("snapshots service", OnEnd::Fatal, tasks.shutdown().under_way(serving));
 }
 
 fn supervise(tasks: &Tasks, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {

@@ -25,13 +25,13 @@ pub struct Daemon {
     mounts: bool,
 }
 
-/// What keeps the daemon from ending in order, beside an endless `shutdown.stopTimeout`: a client that says nothing.
+/// What the daemon has under way and does not finish: a client that says nothing, unless it says something else.
 pub enum HeldUp {
     /// On the address that this field of the line `listening` has.
     ClientAt(&'static str),
     ClientOfSocket,
-    /// It cuts off whatever is under way.
-    Nobody,
+    /// The node's snapshotter waits for a layer, and the registry does not answer.
+    Registry,
 }
 
 pub const PEER: Daemon = Daemon {
@@ -49,7 +49,7 @@ pub const PEER: Daemon = Daemon {
     twice: (75, "local.socket"),
     shared_directory: Some("store.directory"),
     make_newer: Some(|place| newer_format(&place.join("store"))),
-    held_up: HeldUp::Nobody,
+    held_up: HeldUp::Registry,
     mounts: false,
 };
 

@@ -3,6 +3,7 @@
 
 mod builders;
 mod disk;
+mod drain;
 mod layer;
 mod managed;
 mod private;

@@ -114,8 +114,13 @@ impl Peer {
         }
     }
 
-    pub async fn stop(mut self) {
+    /// As SIGTERM; [`Self::stop`] waits for the end.
+    pub fn begin_stop(&self) {
         self.shutdown.begin("stopped by the test");
+    }
+
+    pub async fn stop(mut self) {
+        self.begin_stop();
         let tasks = self.tasks.clone();
         let runtime = self.runtime.take().expect("taken only here and in drop");
         runtime.spawn(async move { tasks.finish().await }).await.unwrap().expect("an orderly stop");

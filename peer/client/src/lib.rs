@@ -7,7 +7,7 @@
 //!
 //! [`LocalClient`] outlives the peer: while the peer is away calls wait until their deadline, and what was not
 //! answered is sent again after the reconnect. So every request must be safe to repeat, and all of them are.
-//! A server that stops closes its connections at once and leaves the rest to that rule.
+//! A server that stops answers what is under way by then, then closes its connections and leaves the rest to that rule.
 
 mod client;
 mod frame;
@@ -19,4 +19,4 @@ mod socket;
 pub use client::{ClientError, Link, LocalClient};
 pub use d7y_proto::{ConvertError, digest_from_wire, layer_from_wire, layer_to_wire};
 pub use frame::{FrameError, MAX_FRAME_BYTES};
-pub use server::{Answer, Handler, serve};
+pub use server::{Answer, Handler, Stop, UnderWay, serve};

@@ -43,17 +43,31 @@ pub trait Handler: Send + Sync + 'static {
     fn handle(&self, request: Request, descriptor: Option<OwnedFd>) -> impl Future<Output = Answer> + Send;
 }
 
-/// Answers requests until `shutdown`, then closes all connections at once. Only processes of root and of this
-/// process's own user are answered.
-pub async fn serve<H: Handler>(listener: UnixListener, handler: Arc<H>, shutdown: CancellationToken) {
+/// Held by what the end of a server waits for; dropped when that is done.
+pub type UnderWay = Arc<dyn Send + Sync>;
+
+/// The end of a server, in two steps.
+#[derive(Clone)]
+pub struct Stop {
+    /// No connection is accepted from now on. Those that there are go on.
+    pub closing: CancellationToken,
+    /// All connections are closed at once.
+    pub stopping: CancellationToken,
+    /// Dropped once all that was asked for before `closing` has been answered.
+    pub under_way: UnderWay,
+}
+
+/// Answers requests until it is told to stop, in two steps: see [`Stop`]. Only processes of root and of this process's
+/// own user are answered.
+pub async fn serve<H: Handler>(listener: UnixListener, handler: Arc<H>, stop: Stop) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            () = shutdown.cancelled() => break,
+            () = stop.closing.cancelled() => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(connection(stream, Arc::clone(&handler)));
+                    connections.spawn(connection(stream, Arc::clone(&handler), stop.clone()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the local socket cannot accept a connection");
@@ -62,26 +76,30 @@ pub async fn serve<H: Handler>(listener: UnixListener, handler: Arc<H>, shutdown
             },
         }
     }
+    let Stop { stopping, under_way, .. } = stop;
+    drop((listener, under_way));
+    stopping.cancelled().await;
     connections.shutdown().await;
 }
 
 /// Keeps a lack of descriptors from turning the accept loop into a busy one.
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
 
-async fn connection<H: Handler>(stream: UnixStream, handler: Arc<H>) {
+async fn connection<H: Handler>(stream: UnixStream, handler: Arc<H>, stop: Stop) {
     if let Err(error) = authorise(&stream) {
         tracing::warn!(%error, "a connection on the local socket was refused");
         return;
     }
-    let (answers, mut outgoing) = mpsc::channel(MAX_IN_FLIGHT);
+    let (answers, mut outgoing) = mpsc::channel::<Answered>(MAX_IN_FLIGHT);
     let write = async {
-        while let Some((id, answer)) = outgoing.recv().await {
+        while let Some(Answered { id, answer, under_way }) = outgoing.recv().await {
             write_answer(&stream, id, answer).await?;
+            drop(under_way);
         }
         Ok(())
     };
     let result = tokio::select! {
-        result = read_requests(&stream, handler, answers) => result,
+        result = read_requests(&stream, handler, answers, stop) => result,
         result = write => result,
     };
     if let Err(error) = result {
@@ -89,28 +107,45 @@ async fn connection<H: Handler>(stream: UnixStream, handler: Arc<H>) {
     }
 }
 
+struct Answered {
+    id: u64,
+    answer: Answer,
+    under_way: Option<UnderWay>,
+}
+
+/// What is asked for after the close is answered too, as long as the end waits for something else: whoever reads would
+/// wait longer for the successor.
 async fn read_requests<H: Handler>(
     stream: &UnixStream,
     handler: Arc<H>,
-    answers: mpsc::Sender<(u64, Answer)>,
+    answers: mpsc::Sender<Answered>,
+    Stop { closing, under_way, .. }: Stop,
 ) -> Result<(), FrameError> {
     let mut reader = FrameReader::new(stream);
     let in_flight = Arc::new(Semaphore::new(MAX_IN_FLIGHT));
     let mut tasks = JoinSet::new();
-    while let Some(frame) = reader.next().await? {
+    let mut under_way = Some(under_way);
+    loop {
+        let frame = tokio::select! {
+            frame = reader.next() => frame?,
+            () = closing.cancelled(), if under_way.is_some() => {
+                under_way = None;
+                continue;
+            }
+        };
+        let Some(frame) = frame else { return Ok(()) };
         while tasks.try_join_next().is_some() {}
         let Ok(permit) = Arc::clone(&in_flight).acquire_owned().await else { return Ok(()) };
-        let (handler, answers) = (Arc::clone(&handler), answers.clone());
+        let (handler, answers, under_way) = (Arc::clone(&handler), answers.clone(), under_way.clone());
         tasks.spawn(async move {
             let answer = match Request::decode(frame.message) {
                 Ok(request) => handler.handle(request, frame.descriptor).await,
                 Err(_) => Answer::failure(Reason::Invalid, "the request does not decode"),
             };
-            let _ = answers.send((frame.id, answer)).await;
+            let _ = answers.send(Answered { id: frame.id, answer, under_way }).await;
             drop(permit);
         });
     }
-    Ok(())
 }
 
 async fn write_answer(stream: &UnixStream, id: u64, answer: Answer) -> Result<(), FrameError> {

@@ -5,11 +5,13 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use d7y_peer_client::{Answer, ClientError, Handler, Link, LocalClient, MAX_FRAME_BYTES, serve};
+use d7y_peer_client::{
+    Answer, ClientError, Handler, Link, LocalClient, MAX_FRAME_BYTES, Stop, UnderWay, serve,
+};
 use d7y_proto::local::{self, Reason, Request, Response, request, response};
 use d7y_types::{ByteRange, Sha256Digest};
 use parking_lot::Mutex;
@@ -70,7 +72,10 @@ impl Handler for Peer {
 struct Running {
     path: PathBuf,
     peer: Arc<Peer>,
+    closing: CancellationToken,
     stop: CancellationToken,
+    /// Gone when all that was asked for before the close has been answered.
+    under_way: Weak<dyn Send + Sync>,
     task: JoinHandle<()>,
 }
 
@@ -78,13 +83,17 @@ fn start(directory: &Path) -> Running {
     let path = directory.join("peer.sock");
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path).unwrap();
-    let (peer, stop) = (Arc::new(Peer::default()), CancellationToken::new());
-    let task = tokio::spawn(serve(listener, Arc::clone(&peer), stop.clone()));
-    Running { path, peer, stop, task }
+    let (peer, held): (_, UnderWay) = (Arc::new(Peer::default()), Arc::new(()));
+    let (closing, stop, under_way) =
+        (CancellationToken::new(), CancellationToken::new(), Arc::downgrade(&held));
+    let steps = Stop { closing: closing.clone(), stopping: stop.clone(), under_way: held };
+    let task = tokio::spawn(serve(listener, Arc::clone(&peer), steps));
+    Running { path, peer, closing, stop, under_way, task }
 }
 
 impl Running {
     async fn kill(self) {
+        self.closing.cancel();
         self.stop.cancel();
         self.task.await.unwrap();
     }
@@ -240,4 +249,64 @@ async fn a_garbage_answer_makes_the_client_connect_again() {
     drop(listener);
     let _running = start(directory.path());
     assert_eq!(call.await.unwrap().unwrap(), [4, 4]);
+}
+
+#[tokio::test]
+async fn what_is_under_way_is_answered_before_the_end_and_so_is_what_comes_meanwhile() {
+    let directory = tempfile::tempdir().unwrap();
+    let running = start(directory.path());
+    let client = LocalClient::new(&running.path);
+    let held = tokio::spawn({
+        let client = client.clone();
+        async move { range(&client, HELD, 8 << 20).await }
+    });
+    running.peer.arrived.notified().await;
+    running.closing.cancel();
+    tokio::time::timeout(LONG, async {
+        while UnixStream::connect(&running.path).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(range(&client, 7, 5).await.unwrap(), vec![7; 5]);
+    assert!(running.under_way.strong_count() > 0);
+    running.peer.release.notify_one();
+    tokio::time::timeout(LONG, async {
+        while running.under_way.strong_count() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
+    let calls = Arc::clone(&running.peer);
+    running.kill().await;
+    assert_eq!(held.await.unwrap().unwrap(), vec![0; 8 << 20]);
+    assert_eq!(calls.calls.load(Ordering::SeqCst), 2, "nothing was asked for again");
+}
+
+#[tokio::test]
+async fn what_is_asked_for_during_the_end_does_not_hold_it_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let running = start(directory.path());
+    let client = LocalClient::new(&running.path);
+    assert_eq!(range(&client, 7, 5).await.unwrap(), vec![7; 5]);
+    running.peer.arrived.notified().await;
+    running.closing.cancel();
+    let held = tokio::spawn({
+        let client = client.clone();
+        async move { range(&client, HELD, 3).await }
+    });
+    running.peer.arrived.notified().await;
+    tokio::time::timeout(LONG, async {
+        while running.under_way.strong_count() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
+    running.kill().await;
+    let successor = start(directory.path());
+    successor.peer.release.notify_one();
+    assert_eq!(held.await.unwrap().unwrap(), vec![0; 3], "its successor answers");
 }

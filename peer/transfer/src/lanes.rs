@@ -9,7 +9,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::codec::{HEADER_BYTES, Header, Kind, Lane, MAX_PAYLOAD_BYTES, WireError, frame};
-use crate::server::{Provider, Region};
+use crate::server::{Provider, Region, UnderWay};
 use crate::serving::Serving;
 
 /// Frames queued per lane before the connection stops reading requests; most hold no data yet.
@@ -27,6 +27,8 @@ enum Outgoing {
         _share: OwnedSemaphorePermit,
     },
     Stored(Stored),
+    /// Dropped when what was queued before it has been handed to the socket.
+    Mark(UnderWay),
 }
 
 /// A frame that lies in a pack; `prefix` goes between header and frame.
@@ -66,6 +68,14 @@ impl Lanes {
     /// Queues what lies in a file; it is read when its turn comes. Waits and returns as [`Self::send`].
     pub async fn send_stored(&self, lane: Lane, stored: Stored) -> bool {
         self.queue(lane, Outgoing::Stored(stored)).await
+    }
+
+    /// Lets go of `under_way` when all that is queued by now has been handed to the socket.
+    pub async fn mark(&self, under_way: &UnderWay) {
+        for lane in [Lane::Demand, Lane::Prefetch, Lane::Background] {
+            // A connection that is gone holds nothing up.
+            self.queue(lane, Outgoing::Mark(under_way.clone())).await;
+        }
     }
 
     async fn queue(&self, lane: Lane, outgoing: Outgoing) -> bool {
@@ -117,6 +127,7 @@ pub(crate) async fn write_lanes(
             }
         };
         write_all(&mut socket, &filled.buffer, stall).await?;
+        drop(filled.marks);
         provider.uploaded(filled.stored_bytes);
         for (serving, frame_bytes) in filled.servings {
             serving.answered(frame_bytes).iter().for_each(|served| provider.served(served));
@@ -145,6 +156,7 @@ impl Outgoing {
         match self {
             Self::Ready { bytes, .. } => bytes.len(),
             Self::Stored(stored) => HEADER_BYTES + stored.header.length as usize,
+            Self::Mark(_) => 0,
         }
     }
 }
@@ -154,13 +166,16 @@ struct Filled {
     stored_bytes: u64,
     /// What belongs to questions, with the bytes of its frame, or nothing where it is not here after all.
     servings: Vec<(Arc<Serving>, Option<u32>)>,
+    marks: Vec<UnderWay>,
 }
 
 /// A frame that the disk no longer gives is answered as missing: the receiver asks another peer.
 fn fill(batch: Vec<Outgoing>, bytes: usize) -> Filled {
-    let mut filled = Filled { buffer: Vec::with_capacity(bytes), stored_bytes: 0, servings: Vec::new() };
+    let (servings, marks) = (Vec::new(), Vec::new());
+    let mut filled = Filled { buffer: Vec::with_capacity(bytes), stored_bytes: 0, servings, marks };
     for outgoing in batch {
         match outgoing {
+            Outgoing::Mark(mark) => filled.marks.push(mark),
             Outgoing::Ready { bytes, .. } => filled.buffer.extend_from_slice(&bytes),
             Outgoing::Stored(Stored { header, prefix, region, serving }) => {
                 let appended = filled.append(header, &prefix, &region).is_ok();

@@ -45,6 +45,10 @@
 //! Memory: a server holds at most 1 MiB of answers and one batch of frames per connection, and stops reading requests
 //! when more would come; a client that takes no byte for [`ServerLimits::stall`] is cut off. A client accepts only
 //! chunks that it asked for.
+//!
+//! A server that stops ([`Stop`]) accepts no connection, goes on with those that it has until all that was asked for before
+//! has been handed to them, and then closes them between two frames. What a client has asked for and not received by then
+//! it asks another parent for.
 
 mod answers;
 mod client;
@@ -60,5 +64,5 @@ mod serving;
 pub use answers::{Event, Opened};
 pub use client::{Client, ClientError, Connection, OpenStream};
 pub use codec::{FailureCode, Lane, MAX_PAYLOAD_BYTES, MAX_REQUEST_BYTES, Purpose, WireError};
-pub use server::{Asker, Holding, Opening, Provider, Region, ServerLimits, serve};
+pub use server::{Asker, Holding, Opening, Provider, Region, ServerLimits, Stop, UnderWay, serve};
 pub use serving::Served;

@@ -6,18 +6,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use d7y_types::{Caller, LayerRef, PackId};
 use tokio::io::BufReader;
-use tokio::net::tcp::OwnedReadHalf;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{Semaphore, broadcast, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::codec::{
     FailureCode, Header, Kind, Lane, MAX_BINDS, MAX_REQUEST_BYTES, Purpose, WireError, encode_numbers,
     read_frame,
 };
-use crate::connection::{prepare_server, read_hello, send_hello};
+use crate::connection::{Hello, prepare_server, read_hello, send_hello};
 use crate::lanes::{Lanes, Stored, lanes, write_lanes};
 use crate::request::Request;
 use crate::serving::{Served, Serving};
@@ -79,6 +79,20 @@ pub trait Provider: Send + Sync + 'static {
     fn peer_id(&self) -> String;
 }
 
+/// Held by what the end of a server waits for; dropped when that is done.
+pub type UnderWay = Arc<dyn Send + Sync>;
+
+/// The end of a server, in two steps.
+#[derive(Clone)]
+pub struct Stop {
+    /// No connection is accepted from now on. Those that there are go on.
+    pub closing: CancellationToken,
+    /// What is asked for from now on is not answered; what was is written, and each connection ends.
+    pub stopping: CancellationToken,
+    /// Dropped once all that was asked for before `closing` has been handed to the sockets.
+    pub under_way: UnderWay,
+}
+
 #[derive(Debug, Clone)]
 pub struct ServerLimits {
     /// Connections served at once; more are closed at accept.
@@ -102,34 +116,50 @@ const HAVE_BATCH: usize = 1024;
 const MAX_MESSAGE_BYTES: usize = 4096;
 /// What waits before the next accept when descriptors or memory ran out: others have to give them back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// What a client has at the very end to take what is written and to close. Below `shutdown.stopTimeout`, after which the
+/// connection is cut anyhow.
+const LAST_CALL: Duration = Duration::from_secs(3);
 
-/// Serves until cancelled, then cuts the connections: clients ask other parents.
-pub async fn serve<P: Provider>(
-    listener: TcpListener,
-    provider: Arc<P>,
-    limits: ServerLimits,
-    stop: CancellationToken,
+/// Serves until told to stop, in two steps: see [`Stop`].
+pub async fn serve<P: Provider>(listener: TcpListener, provider: Arc<P>, limits: ServerLimits, stop: Stop) {
+    let mut connections = JoinSet::new();
+    stop.closing
+        .clone()
+        .run_until_cancelled(accept(&listener, &provider, &limits, &stop, &mut connections))
+        .await;
+    drop((listener, stop));
+    while let Some(ended) = connections.join_next().await {
+        note(ended);
+    }
+}
+
+fn note(ended: Result<(), JoinError>) {
+    if let Err(panic) = ended {
+        tracing::error!(error = &panic as &dyn std::error::Error, "a peer's connection was lost");
+    }
+}
+
+async fn accept<P: Provider>(
+    listener: &TcpListener,
+    provider: &Arc<P>,
+    limits: &ServerLimits,
+    stop: &Stop,
+    connections: &mut JoinSet<()>,
 ) {
     let slots = Arc::new(Semaphore::new(limits.connections));
-    let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            () = stop.cancelled() => break,
-            Some(ended) = connections.join_next() => {
-                if let Err(panic) = ended {
-                    tracing::error!(error = &panic as &dyn std::error::Error, "a peer's connection was lost");
-                }
-            }
+            Some(ended) = connections.join_next() => note(ended),
             accepted = listener.accept() => match accepted {
                 Ok((socket, address)) => {
                     let Ok(slot) = slots.clone().try_acquire_owned() else {
                         tracing::debug!(%address, "too many peer connections; one more is refused");
                         continue;
                     };
-                    let (provider, limits) = (provider.clone(), limits.clone());
+                    let (provider, limits, stop) = (provider.clone(), limits.clone(), stop.clone());
                     connections.spawn(async move {
                         let _slot = slot;
-                        if let Err(error) = serve_connection(socket, provider, limits).await {
+                        if let Err(error) = serve_connection(socket, provider, limits, stop).await {
                             let error = &error as &dyn std::error::Error;
                             tracing::debug!(%address, error, "a peer's connection ended");
                         }
@@ -148,17 +178,17 @@ async fn serve_connection<P: Provider>(
     socket: TcpStream,
     provider: Arc<P>,
     limits: ServerLimits,
+    Stop { closing, stopping, under_way }: Stop,
 ) -> Result<(), WireError> {
     prepare_server(&socket)?;
     let (reader, mut writer) = socket.into_split();
     let mut reader = BufReader::new(reader);
-    let hello = tokio::time::timeout(limits.hello, read_hello(&mut reader)).await;
-    let hello = hello.map_err(|_| WireError::Protocol("no hello in time"))??;
-    // A client of another version learns from the answer why it is not served.
-    send_hello(&mut writer, &provider.peer_id()).await?;
-    hello.check_version()?;
+    // Who has said nothing yet has asked for nothing.
+    let greeting = greet(&mut reader, &mut writer, &*provider, limits.hello);
+    let Some(hello) = closing.run_until_cancelled(greeting).await else { return Ok(()) };
+    let hello = hello?;
     let (lanes, receivers) = lanes();
-    let sending = write_lanes(receivers, writer, provider.clone(), limits.stall);
+    let mut sending = std::pin::pin!(write_lanes(receivers, writer, provider.clone(), limits.stall));
     let connection = Connection {
         provider,
         asker: hello.name(),
@@ -166,12 +196,37 @@ async fn serve_connection<P: Provider>(
         lanes,
         binds: HashMap::new(),
         tasks: JoinSet::new(),
+        closing,
+        under_way: Some(under_way),
     };
     // Whichever half ends first ends the other: dropping the connection aborts its tasks.
     tokio::select! {
-        result = connection.read_requests(reader) => result,
-        result = sending => result,
+        result = connection.read_requests(&mut reader) => return result,
+        result = &mut sending => return result,
+        () = stopping.cancelled() => {}
     }
+    // What is queued is written and the end said. With something of the client's unread here, closing at once would take back
+    // what it has not received yet.
+    let last_call = async {
+        sending.await?;
+        tokio::io::copy(&mut reader, &mut tokio::io::sink()).await?;
+        Ok(())
+    };
+    tokio::time::timeout(LAST_CALL, last_call).await.unwrap_or(Err(WireError::Stalled))
+}
+
+async fn greet<P: Provider>(
+    reader: &mut BufReader<OwnedReadHalf>,
+    writer: &mut OwnedWriteHalf,
+    provider: &P,
+    patience: Duration,
+) -> Result<Hello, WireError> {
+    let hello = tokio::time::timeout(patience, read_hello(reader)).await;
+    let hello = hello.map_err(|_| WireError::Protocol("no hello in time"))??;
+    // A client of another version learns from the answer why it is not served.
+    send_hello(writer, &provider.peer_id()).await?;
+    hello.check_version()?;
+    Ok(hello)
 }
 
 struct Connection<P> {
@@ -182,6 +237,9 @@ struct Connection<P> {
     lanes: Lanes,
     binds: HashMap<u32, Bound>,
     tasks: JoinSet<()>,
+    closing: CancellationToken,
+    /// Until the server closes and all that was asked for before is on its way.
+    under_way: Option<UnderWay>,
 }
 
 #[derive(Clone, Copy)]
@@ -191,9 +249,9 @@ struct Bound {
 }
 
 impl<P: Provider> Connection<P> {
-    async fn read_requests(mut self, mut reader: BufReader<OwnedReadHalf>) -> Result<(), WireError> {
+    async fn read_requests(mut self, reader: &mut BufReader<OwnedReadHalf>) -> Result<(), WireError> {
         loop {
-            let (header, payload) = read_frame(&mut reader, MAX_REQUEST_BYTES).await?;
+            let (header, payload) = self.next_request(reader).await?;
             let gone = match Request::parse(header, &payload)? {
                 Request::Open { .. } if !self.binds.is_empty() => {
                     return Err(WireError::Protocol("an open on a fetching connection"));
@@ -214,21 +272,43 @@ impl<P: Provider> Connection<P> {
         }
     }
 
+    /// When the server closes meanwhile, what was asked for so far is followed by a mark in each lane.
+    async fn next_request(
+        &mut self,
+        reader: &mut BufReader<OwnedReadHalf>,
+    ) -> Result<(Header, Bytes), WireError> {
+        let mut next = std::pin::pin!(read_frame(reader, MAX_REQUEST_BYTES));
+        if self.under_way.is_some() {
+            tokio::select! {
+                request = &mut next => return request,
+                () = self.closing.cancelled() => {}
+            }
+            if let Some(under_way) = self.under_way.take() {
+                self.lanes.mark(&under_way).await;
+            }
+        }
+        next.await
+    }
+
     /// Opens a layer: all that this connection is for from now on.
     async fn open(
-        self,
+        mut self,
         stream: u32,
         openings: mpsc::Receiver<Opening>,
-        mut reader: BufReader<OwnedReadHalf>,
+        reader: &mut BufReader<OwnedReadHalf>,
     ) -> Result<(), WireError> {
+        let under_way = self.under_way.take();
         let forwarding = async {
             forward_opening(openings, &self.lanes, stream, self.understands_following).await;
+            if let Some(under_way) = under_way {
+                self.lanes.mark(&under_way).await;
+            }
             // The client closes when it has read all of it.
             std::future::pending::<()>().await;
         };
         tokio::select! {
             () = forwarding => Ok(()),
-            more = read_frame(&mut reader, MAX_REQUEST_BYTES) => {
+            more = read_frame(reader, MAX_REQUEST_BYTES) => {
                 more?;
                 Err(WireError::Protocol("a request after an open"))
             }

@@ -90,6 +90,16 @@ impl Shutdown {
         DrainGuard { _token: self.0.in_flight.token() }
     }
 
+    /// Holds the drain up until a server that was told to close has answered what it had taken, and has ended.
+    pub fn under_way<F: Future>(&self, serving: F) -> impl Future<Output = F::Output> + use<F> {
+        let guard = self.drain_guard();
+        async move {
+            let ended = serving.await;
+            drop(guard);
+            ended
+        }
+    }
+
     pub fn stop_timeout(&self) -> Duration {
         self.0.config.stop_timeout.get()
     }

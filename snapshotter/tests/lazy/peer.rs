@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use d7y_peer_client::{Answer, Handler, digest_from_wire, layer_from_wire, serve};
+use d7y_peer_client::{Answer, Handler, Stop, digest_from_wire, layer_from_wire, serve};
 use d7y_proto::local::{
     Done, EnsureRange, ImageOpened, LayerOpened, RangePresent, Reason, RecordTrace, Request, Response,
     request, response,
@@ -108,7 +108,8 @@ impl FakePeer {
         let _ = std::fs::remove_file(socket);
         let listener = UnixListener::bind(socket).unwrap();
         let stop = CancellationToken::new();
-        PeerProcess { task: tokio::spawn(serve(listener, Arc::clone(self), stop.clone())), stop }
+        let at_once = Stop { closing: stop.clone(), stopping: stop.clone(), under_way: Arc::new(()) };
+        PeerProcess { task: tokio::spawn(serve(listener, Arc::clone(self), at_once)), stop }
     }
 
     fn open(&self, digest: Sha256Digest) -> Answer {

@@ -5,11 +5,12 @@ use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use d7y_transfer::{
-    Asker, Client, Event, Holding, Opening, Provider, Region, Served, ServerLimits, WireError, serve,
+    Asker, Client, Event, Holding, Opening, Provider, Region, Served, ServerLimits, Stop, UnderWay,
+    WireError, serve,
 };
 use d7y_types::{Compression, LayerRef, PackId, Sha256Digest, TableHash};
 use tokio::net::TcpListener;
@@ -117,16 +118,36 @@ impl Provider for Fake {
 
 pub struct Server {
     pub address: SocketAddr,
+    pub closing: CancellationToken,
     pub stop: CancellationToken,
+    /// Gone when all that was asked for before the close is on its way.
+    pub under_way: Weak<dyn Send + Sync>,
     pub ended: JoinHandle<()>,
 }
 
 pub async fn start(fake: &Arc<Fake>, limits: ServerLimits) -> Server {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
-    let stop = CancellationToken::new();
-    let ended = tokio::spawn(serve(listener, fake.clone(), limits, stop.clone()));
-    Server { address, stop, ended }
+    let (closing, stop) = (CancellationToken::new(), CancellationToken::new());
+    let held: UnderWay = Arc::new(());
+    let under_way = Arc::downgrade(&held);
+    let steps = Stop { closing: closing.clone(), stopping: stop.clone(), under_way: held };
+    let ended = tokio::spawn(serve(listener, fake.clone(), limits, steps));
+    Server { address, closing, stop, under_way, ended }
+}
+
+impl Server {
+    /// As a daemon stops: first it closes, and when nothing is under way any more it ends.
+    pub async fn drain(&self) {
+        self.closing.cancel();
+        within(async {
+            while self.under_way.strong_count() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        self.stop.cancel();
+    }
 }
 
 /// A fetching client whose connection runs.

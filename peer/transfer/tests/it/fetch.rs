@@ -228,7 +228,7 @@ async fn a_server_that_stops_cuts_its_clients() {
     let fake = Fake::new(3);
     let server = start(&fake, ServerLimits::default()).await;
     let fetching = Fetching::connect(server.address).await;
-    server.stop.cancel();
+    server.drain().await;
     within(server.ended).await.unwrap();
     assert!(matches!(fetching.end().await, WireError::Io(_)));
 }
