@@ -12,6 +12,7 @@ mod manager;
 mod members;
 mod metrics;
 mod preheat;
+mod program;
 mod rest;
 mod secrets;
 pub mod settings;
@@ -37,6 +38,7 @@ pub use config::{Config, DiscoveryConfig, JobsConfig, KeepAliveConfig, ListenCon
 use manager::{Manager, Settings};
 use members::Members;
 pub use metrics::described as described_metrics;
+pub use program::main;
 pub use secrets::reset_root_password;
 
 pub const DAEMON: Daemon = Daemon {

@@ -25,6 +25,7 @@ mod openings;
 mod parked;
 mod patience;
 mod preheat;
+mod program;
 mod receive;
 mod refill;
 mod rescue;
@@ -40,4 +41,5 @@ pub mod view;
 
 pub use config::{Config, Role};
 pub use metrics::described as described_metrics;
+pub use program::main;
 pub use start::{DAEMON, Running, start};

@@ -18,6 +18,7 @@ mod metrics;
 mod outbox;
 mod placement;
 mod preheats;
+mod program;
 mod session;
 mod status;
 
@@ -39,6 +40,7 @@ pub use config::{Config, HeartbeatConfig, ListenConfig};
 use hub::Hub;
 pub use metrics::described as described_metrics;
 use placement::Placements;
+pub use program::main;
 use session::Sessions;
 
 pub const DAEMON: Daemon = Daemon {
