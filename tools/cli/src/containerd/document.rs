@@ -51,10 +51,10 @@ impl Document {
         let Some((key, tables)) = path.split_last() else { bail!("a value needs a key") };
         let table = descend(self.toml.as_table_mut(), tables)?;
         let old = table.get(key).map(plain);
-        let new = plain(&Item::Value(value.clone()));
-        if old.as_ref() == Some(&new) {
+        if table.get(key).and_then(Item::as_value).is_some_and(|present| is_same(present, &value)) {
             return Ok(());
         }
+        let new = plain(&Item::Value(value.clone()));
         match table.get_mut(key).and_then(Item::as_value_mut) {
             Some(present) => {
                 let decor = present.decor().clone();
@@ -116,6 +116,19 @@ fn filled<T: TableLike>(mut table: T, values: &[(&str, &str)]) -> T {
     table
 }
 
+/// Whether a reader of TOML sees a difference: it does not between the quotes that containerd 2.x writes and ours.
+fn is_same(one: &Value, other: &Value) -> bool {
+    match (one, other) {
+        (Value::String(one), Value::String(other)) => one.value() == other.value(),
+        (Value::Boolean(one), Value::Boolean(other)) => one.value() == other.value(),
+        (Value::Integer(one), Value::Integer(other)) => one.value() == other.value(),
+        (Value::Array(one), Value::Array(other)) => {
+            one.len() == other.len() && one.iter().zip(other).all(|(one, other)| is_same(one, other))
+        }
+        _ => false,
+    }
+}
+
 /// The value without the spaces and comments around it.
 fn plain(item: &Item) -> String {
     let mut item = item.clone();
@@ -131,4 +144,32 @@ fn dotted(path: &[&str]) -> String {
         false => (*key).to_owned(),
     };
     path.iter().map(quoted).collect::<Vec<_>>().join(".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_means_the_same_is_no_change() {
+        let text = Value::from("a\"b");
+        let list = || Value::Array(["a", "b"].into_iter().collect());
+        for (present, value, changes) in [
+            ("'a\"b'", text.clone(), false),
+            (r#""a\"b""#, text.clone(), false),
+            ("'a'", text.clone(), true),
+            ("true", Value::from(true), false),
+            ("'true'", Value::from(true), true),
+            ("0x10", Value::from(16), false),
+            ("[ 'a', \"b\" ]", list(), false),
+            ("['a']", list(), true),
+            ("['b', 'a']", list(), true),
+        ] {
+            let before = format!("[t]\nkey = {present} # why\n");
+            let mut document = Document::parse(&before).unwrap();
+            document.set(&["t", "key"], value).unwrap();
+            assert_eq!(document.changes().len(), usize::from(changes), "{present}");
+            assert_eq!(document.to_string() != before, changes, "{present}");
+        }
+    }
 }
