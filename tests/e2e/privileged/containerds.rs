@@ -13,6 +13,7 @@ use d7y_bench::rig::leftovers::mounts_below;
 use d7y_bench::rig::metrics::Samples;
 use d7y_bench::rig::node::{Containerd, Snapshotter};
 
+use super::doctor::Found;
 use crate::images::{Data, STAY, everything};
 use crate::stage::{SOON, UNLIMITED, in_lab, push, start, start_with};
 
@@ -96,7 +97,11 @@ fn containers_outlive_the_upgrade_from_containerd_1_to_2() -> Result<()> {
         let (old, line) = start_with(&Cri, &node, &site.wanted, "old")?;
         ensure!(line == "up", "the container said {line:?}");
 
-        node.upgrade(lab, &site.cluster, &containerd)?;
+        node.node.replace(containerd);
+        let of_config = |node: &D7yNode| Found::by(lab, &site.cluster, node)?.state("containerd.config");
+        ensure!(of_config(&node)? == "failed", "the doctor finds nothing to do for containerd 2.x");
+        node.introduce(lab)?;
+        ensure!(of_config(&node)? == "ok", "the doctor finds more to do than d7y containerd config");
         node.node.containerd.stop(SOON)?;
         node.node.restart(lab)?;
         site.is_read_by(&old)?;

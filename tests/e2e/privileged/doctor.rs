@@ -9,14 +9,14 @@ use d7y_bench::rig::lab::Lab;
 use crate::stage::{UNLIMITED, in_lab, node};
 
 /// The state of each check, and the exit code.
-struct Found {
+pub struct Found {
     checks: BTreeMap<String, String>,
     code: Option<i32>,
     text: String,
 }
 
 impl Found {
-    fn by(lab: &Lab, cluster: &Cluster, node: &D7yNode) -> Result<Self> {
+    pub fn by(lab: &Lab, cluster: &Cluster, node: &D7yNode) -> Result<Self> {
         let host = &node.node.host;
         let mut doctor = host.command(lab.places.daemon("d7y")?);
         doctor.args(["doctor", "-o", "json", "--registry", &cluster.registry.name()]);
@@ -40,6 +40,11 @@ impl Found {
             }
         }
         Ok(Self { checks, code: output.status.code(), text })
+    }
+
+    /// Of one check.
+    pub fn state(&self, check: &str) -> Result<String> {
+        self.checks.get(check).cloned().with_context(|| format!("no {check}:\n{}", self.text))
     }
 
     fn expect(&self, code: i32, states: &[(&str, &str)]) -> Result<()> {

@@ -14,7 +14,7 @@ use super::image::Image;
 use super::lab::{Lab, random_bytes};
 use super::manager::{Manager, Member};
 use super::metrics::Samples;
-use super::node::{Containerd, D7y, Node};
+use super::node::{self, Containerd, D7y, Node};
 use super::registry::Registry;
 use super::service::{Plan, Service};
 
@@ -132,14 +132,14 @@ pub struct D7yNode {
 }
 
 impl D7yNode {
-    /// As [`Node::upgrade`].
+    /// Has `d7y containerd config` add to containerd's file what the programs that it starts next must know.
     ///
     /// # Errors
-    /// As [`Node::upgrade`].
-    pub fn upgrade(&mut self, lab: &Lab, cluster: &Cluster, containerd: &Containerd) -> Result<()> {
-        let host = self.node.host.clone();
-        let snapshotter = &config::Snapshotter { dir: &host.dir, address: host.address };
-        self.node.upgrade(lab, &D7y { containerd, snapshotter, registry: &cluster.shared.registry })
+    /// The command's.
+    pub fn introduce(&self, lab: &Lab) -> Result<()> {
+        let Node { host, build, .. } = &self.node;
+        let snapshotter = config::Snapshotter { dir: &host.dir, address: host.address };
+        node::introduce(lab, build, &snapshotter, &self.node.config_file())
     }
 }
 

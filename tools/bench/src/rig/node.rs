@@ -63,7 +63,7 @@ impl Containerd {
     }
 }
 
-/// What containerd is told of d7y.
+/// What a containerd is told of d7y.
 pub struct D7y<'a> {
     pub containerd: &'a Containerd,
     pub snapshotter: &'a config::Snapshotter<'a>,
@@ -78,7 +78,7 @@ pub struct Node {
     pub containerd: Daemon,
     /// Of containerd's objects; unique to the lab, because control groups are named after it.
     pub namespace: String,
-    build: Containerd,
+    pub(super) build: Containerd,
     socket: PathBuf,
     state: PathBuf,
 }
@@ -97,7 +97,7 @@ impl Node {
         std::fs::write(&file, config.text()).context("cannot write containerd's configuration")?;
         if let Some(d7y) = d7y {
             config.write_hosts(d7y.registry)?;
-            introduce(lab, d7y, &file)?;
+            introduce(lab, d7y.containerd, d7y.snapshotter, &file)?;
         }
         let (state, socket) = (config.state(), config.socket());
         let containerd = launch(lab, &host, &build, &file)?;
@@ -115,15 +115,9 @@ impl Node {
         self.wait_ready()
     }
 
-    /// Changes the programs under containers that run on, and has d7y's command add to the file what the new one needs.
-    /// Starts nothing: [`Node::restart`] does, after containerd has ended.
-    ///
-    /// # Errors
-    /// The command's.
-    pub fn upgrade(&mut self, lab: &Lab, d7y: &D7y<'_>) -> Result<()> {
-        introduce(lab, d7y, &self.config_file())?;
-        self.build = d7y.containerd.clone();
-        Ok(())
+    /// Changes the programs under containers that run on: the next restart starts them.
+    pub fn replace(&mut self, containerd: Containerd) {
+        self.build = containerd;
     }
 
     /// The containerd that is started next, by its path or as PATH has it.
@@ -166,11 +160,16 @@ impl Node {
 }
 
 /// Has d7y's own command write what containerd must know, as people do.
-fn introduce(lab: &Lab, d7y: &D7y<'_>, file: &Path) -> Result<()> {
+pub(super) fn introduce(
+    lab: &Lab,
+    containerd: &Containerd,
+    snapshotter: &config::Snapshotter<'_>,
+    file: &Path,
+) -> Result<()> {
     let mut command = Command::new(lab.places.daemon("d7y")?);
     command.args(["containerd", "config", "--write", "--config"]).arg(file);
-    command.arg("--containerd").arg(d7y.containerd.program("containerd"));
-    command.arg("--socket").arg(d7y.snapshotter.socket()).arg("--root").arg(d7y.snapshotter.root());
+    command.arg("--containerd").arg(containerd.program("containerd"));
+    command.arg("--socket").arg(snapshotter.socket()).arg("--root").arg(snapshotter.root());
     run(&mut command).context("cannot tell containerd of d7y")
 }
 
