@@ -1,4 +1,4 @@
-use d7y_chassis::metrics::{Described, Registry, registry};
+use d7y_chassis::metrics::{Described, Labels, Registry, registry};
 use d7y_chassis::spans::SpanCounts;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -22,6 +22,26 @@ pub(crate) struct ByStatus {
     pub status: u16,
 }
 
+impl Labels for ByKind {
+    fn sets() -> Vec<Self> {
+        ["scheduler", "seed"].map(|kind| Self { kind }).into()
+    }
+}
+
+impl Labels for ByState {
+    fn sets() -> Vec<Self> {
+        ["pending", "success", "failure"].map(|state| Self { state }).into()
+    }
+}
+
+impl Labels for ByStatus {
+    const ARE_ALL: bool = false;
+
+    fn sets() -> Vec<Self> {
+        [200, 401, 404].map(|status| Self { status }).into()
+    }
+}
+
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Metrics {
     pub members: Family<ByKind, Gauge>,
@@ -34,10 +54,10 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        registry.register("members", "Schedulers and seed peers that keep alive", metrics.members.clone());
-        registry.register("jobs", "Jobs by how far they are", metrics.jobs.clone());
+        registry.register_family("members", "Schedulers and seed peers that keep alive", &metrics.members);
+        registry.register_family("jobs", "Jobs by how far they are", &metrics.jobs);
         registry.register("discoveries", "Peers' questions for their cluster", metrics.discoveries.clone());
-        registry.register("rest_answers", "Answers over REST by status", metrics.answers.clone());
+        registry.register_family("rest_answers", "Answers over REST by status", &metrics.answers);
         registry.register(
             "preheated_bytes",
             "Bytes that preheats put on peers",

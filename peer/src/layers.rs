@@ -18,7 +18,7 @@ use crate::directory::{Changes, Directory, Plan};
 use crate::failure::OpenFailure;
 use crate::fetch::{Brought, FetchError, Fetcher, Giver};
 use crate::ingest::Ingester;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, opened};
 use crate::news::News;
 use crate::openings::{Join, Openings, Outcome, Progress, Reporter};
 use crate::patience::Patience;
@@ -203,7 +203,7 @@ impl Layers {
                 tracing::warn!(layer = %layer.digest, code = ?failure.code, error = failure.message, "layer cannot be opened");
                 self.directory.announce(layer.digest, State::Failed);
                 self.directory.forget(layer.digest);
-                self.metrics.opened("failed");
+                self.metrics.opened(opened::FAILED);
                 Outcome::Failed(failure)
             }
         };
@@ -286,7 +286,7 @@ impl Layers {
             reporter.follows([]);
             match received {
                 Ok(ready) => {
-                    self.metrics.opened("received");
+                    self.metrics.opened(opened::RECEIVED);
                     return Ok(ready);
                 }
                 Err(failure) if last.code == FailureCode::Untrusted => {
@@ -307,7 +307,7 @@ impl Layers {
             self.ingester.ingest(layer, reporter).await
         };
         let ready = reporter.while_working(work).await?;
-        self.metrics.opened("ingested");
+        self.metrics.opened(opened::INGESTED);
         Ok(ready)
     }
 

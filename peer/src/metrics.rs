@@ -1,6 +1,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use d7y_chassis::metrics::{Described, Registry, registry};
+use d7y_chassis::metrics::{Described, Labels, Registry, registry};
 use d7y_chassis::spans::SpanCounts;
 use d7y_origin::{HostStats, OriginStats};
 use d7y_store::Usage;
@@ -39,6 +39,33 @@ pub struct ByOutcome {
     pub outcome: &'static str,
 }
 
+impl Labels for BySource {
+    fn sets() -> Vec<Self> {
+        [Source::origin, Source::seed, Source::node].map(|source| Self { source }).into()
+    }
+}
+
+impl Labels for ByHost {
+    const ARE_ALL: bool = false;
+
+    fn sets() -> Vec<Self> {
+        vec![Self { host: "registry.example".to_owned() }]
+    }
+}
+
+/// How the index of a layer became known, or did not.
+pub mod opened {
+    pub const FAILED: &str = "failed";
+    pub const INGESTED: &str = "ingested";
+    pub const RECEIVED: &str = "received";
+}
+
+impl Labels for ByOutcome {
+    fn sets() -> Vec<Self> {
+        [opened::FAILED, opened::INGESTED, opened::RECEIVED].map(|outcome| Self { outcome }).into()
+    }
+}
+
 #[derive(Debug, Default)]
 pub struct Metrics {
     pub received_bytes: Family<BySource, Counter>,
@@ -72,23 +99,23 @@ impl Metrics {
         let demand_wait = Histogram::new(exponential_buckets(0.0005, 2.0, 16));
         let metrics = Self { demand_wait: Some(demand_wait.clone()), ..Self::default() };
         let m = &metrics;
-        registry.register(
+        registry.register_family(
             "received_bytes",
             "Bytes as transferred, by where they came from",
-            m.received_bytes.clone(),
+            &m.received_bytes,
         );
-        registry.register(
+        registry.register_family(
             "received_chunks",
             "Verified chunks, by where they came from",
-            m.received_chunks.clone(),
+            &m.received_chunks,
         );
         registry.register("uploaded_bytes", "Bytes of frames sent to other peers", m.uploaded_bytes.clone());
-        registry.register("rejected_chunks", "Chunks that failed their digest", m.rejected_chunks.clone());
+        registry.register_family("rejected_chunks", "Chunks that failed their digest", &m.rejected_chunks);
         m.register_disk(registry);
-        registry.register(
+        registry.register_family(
             "layers_opened",
             "Layers whose index became known, by how",
-            m.layers_opened.clone(),
+            &m.layers_opened,
         );
         registry.register(
             "store_full",
@@ -100,15 +127,15 @@ impl Metrics {
             "Layers read again from the origin for want of parents",
             m.origin_refills.clone(),
         );
-        registry.register(
+        registry.register_family(
             "origin_requests",
             "Requests sent to registries, those for tokens included",
-            m.origin_requests.clone(),
+            &m.origin_requests,
         );
-        registry.register(
+        registry.register_family(
             "origin_bytes",
             "Bytes received from registries, whatever became of them",
-            m.origin_bytes.clone(),
+            &m.origin_bytes,
         );
         registry.register(
             "waiting_reads",

@@ -1,6 +1,6 @@
 use std::sync::atomic::Ordering;
 
-use d7y_chassis::metrics::{Described, Registry, registry};
+use d7y_chassis::metrics::{Described, Labels, Registry, registry};
 use d7y_chassis::spans::SpanCounts;
 use d7y_scheduler_core::Stats;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -22,6 +22,18 @@ struct ReasonLabel {
     reason: &'static str,
 }
 
+impl Labels for RoleLabel {
+    fn sets() -> Vec<Self> {
+        ["node", "seed"].map(|role| Self { role }).into()
+    }
+}
+
+impl Labels for ReasonLabel {
+    fn sets() -> Vec<Self> {
+        SessionEnd::REASONS.map(|reason| Self { reason }).into()
+    }
+}
+
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Metrics {
     peers: Family<RoleLabel, Gauge>,
@@ -40,7 +52,7 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        registry.register("peers", "Connected peers", metrics.peers.clone());
+        registry.register_family("peers", "Connected peers", &metrics.peers);
         registry.register("tasks", "Tasks that are held or open", metrics.tasks.clone());
         registry.register("open_tasks", "Tasks that at least one peer has open", metrics.open_tasks.clone());
         registry.register("traces", "Access traces kept", metrics.traces.clone());
@@ -48,7 +60,7 @@ impl Metrics {
         registry.register("decisions", "Sets of parents chosen", metrics.decisions.clone());
         registry.register("assignments_sent", "Assignments queued for peers", metrics.assignments.clone());
         registry.register("traces_sent", "Answers to GetTrace", metrics.traces_sent.clone());
-        registry.register("sessions_ended", "Sessions that ended", metrics.sessions_ended.clone());
+        registry.register_family("sessions_ended", "Sessions that ended", &metrics.sessions_ended);
         registry.register("refusals", "Events refused for a limit", metrics.refusals.clone());
         registry.register("messages_received", "Messages from peers", metrics.messages.clone());
         metrics

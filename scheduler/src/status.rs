@@ -34,6 +34,20 @@ pub(crate) enum SessionEnd {
 }
 
 impl SessionEnd {
+    /// All that [`SessionEnd::reason`] says.
+    pub const REASONS: [&str; 10] = [
+        "closed",
+        "broken",
+        "no_announce",
+        "malformed",
+        "refused",
+        "silent",
+        "not_reading",
+        "replaced",
+        "taken",
+        "draining",
+    ];
+
     /// The label in metrics.
     pub fn reason(&self) -> &'static str {
         match self {

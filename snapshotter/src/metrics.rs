@@ -1,7 +1,8 @@
 use std::time::Duration;
 
-use d7y_chassis::metrics::{Described, Registry, registry};
+use d7y_chassis::metrics::{Described, Labels, Registry, registry};
 use d7y_chassis::spans::SpanCounts;
+use d7y_proto::local::Source;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -9,6 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
 use crate::start::DAEMON;
+use crate::starts::source_name;
 
 /// From a hit on the swarm's next machine to the read deadline, in seconds.
 const MISS_BUCKETS: [f64; 14] =
@@ -88,6 +90,43 @@ pub enum MountKind {
     Refused,
 }
 
+impl Labels for PrepareLabels {
+    fn sets() -> Vec<Self> {
+        use PrepareOutcome as Outcome;
+        let all = [
+            Outcome::Lazy,
+            Outcome::UnknownImage,
+            Outcome::ContentStore,
+            Outcome::MediaType,
+            Outcome::PeerUnavailable,
+            Outcome::Unauthorized,
+            Outcome::Unsupplied,
+            Outcome::PeerRefused,
+            Outcome::Corrupt,
+        ];
+        all.map(|outcome| Self { outcome }).into()
+    }
+}
+
+impl Labels for SourceLabels {
+    fn sets() -> Vec<Self> {
+        let all = (0..=i32::from(u8::MAX)).filter_map(|number| Source::try_from(number).ok());
+        all.map(|source| Self { source: source_name(source) }).collect()
+    }
+}
+
+impl Labels for ReadLabels {
+    fn sets() -> Vec<Self> {
+        [ReadResult::Hit, ReadResult::Miss, ReadResult::Failed].map(|result| Self { result }).into()
+    }
+}
+
+impl Labels for MountLabels {
+    fn sets() -> Vec<Self> {
+        [MountKind::Served, MountKind::Direct, MountKind::Refused].map(|kind| Self { kind }).into()
+    }
+}
+
 impl Metrics {
     pub fn new() -> Self {
         Self {
@@ -100,15 +139,15 @@ impl Metrics {
     }
 
     pub fn register(&self, registry: &mut Registry) {
-        registry.register("prepares", "Prepares of image layers by how they ended", self.prepares.clone());
-        registry.register("reads", "Reads of layer devices by result", self.reads.clone());
-        registry.register(
+        registry.register_family("prepares", "Prepares of image layers by how they ended", &self.prepares);
+        registry.register_family("reads", "Reads of layer devices by result", &self.reads);
+        registry.register_family(
             "read_miss_seconds",
             "Time to answer a read of missing data, by who gave the last part: origin, seed, node, another layer here, or shared with another read",
-            self.miss_seconds.clone(),
+            &self.miss_seconds,
         );
         registry.register("mounted_layers", "Layers mounted now", self.mounted_layers.clone());
-        registry.register("mounts", "Mounts of layers made, by what stands below", self.mounts.clone());
+        registry.register_family("mounts", "Mounts of layers made, by what stands below", &self.mounts);
     }
 
     pub fn prepared(&self, outcome: PrepareOutcome) {

@@ -1,8 +1,10 @@
 //! Metrics and health over HTTP: `GET /metrics` (OpenMetrics text), `GET /healthy`, and what a daemon has to tell
 //! people as JSON documents.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
+use std::fmt::Debug;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +16,10 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Metric;
 use serde::Serialize;
@@ -78,7 +83,24 @@ pub struct Described {
     /// As Prometheus stores it; of a histogram without `_bucket`, `_sum` and `_count`.
     pub name: String,
     pub kind: String,
+    pub labels: Vec<DescribedLabel>,
     pub help: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DescribedLabel {
+    pub name: String,
+    /// All that there may be, or some of very many.
+    pub values: Vec<String>,
+    pub are_all: bool,
+}
+
+/// A set of labels whose values are known beforehand, or of which there are examples.
+pub trait Labels: EncodeLabelSet + Clone + Eq + Hash + Send + Sync + Debug + 'static {
+    /// Whether there are no values but those of [`Labels::sets`].
+    const ARE_ALL: bool = true;
+
+    fn sets() -> Vec<Self>;
 }
 
 impl Registry {
@@ -90,8 +112,24 @@ impl Registry {
             "info" => "_info",
             _ => "",
         };
-        self.described.push(Described { name: format!("{}_{name}{suffix}", self.prefix), kind, help });
+        let name_there = format!("{}_{name}{suffix}", self.prefix);
+        self.described.push(Described { name: name_there, kind, labels: Vec::new(), help });
         self.metrics.register(name, help, metric);
+    }
+
+    /// As [`Registry::register`], of a metric with labels.
+    pub fn register_family<S: Labels, M, C>(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        family: &Family<S, M, C>,
+    ) where
+        Family<S, M, C>: Metric + Clone,
+    {
+        self.register(name, help, family.clone());
+        if let Some(described) = self.described.last_mut() {
+            described.labels = labels::<S>();
+        }
     }
 
     pub fn described(&self) -> &[Described] {
@@ -106,12 +144,38 @@ impl Registry {
     }
 }
 
+/// As they are encoded.
+fn labels<S: Labels>() -> Vec<DescribedLabel> {
+    let family = Family::<S, Gauge>::default();
+    S::sets().iter().for_each(|set| drop(family.get_or_create(set)));
+    let mut registry = prometheus_client::registry::Registry::default();
+    registry.register("m", "", family);
+    let mut text = String::new();
+    encode(&mut text, &registry).expect("a string takes all that is written to it");
+    let mut values: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let sets = text.lines().filter_map(|line| line.strip_prefix("m{")?.split_once('}'));
+    for pair in sets.flat_map(|(set, _)| set.split(',')) {
+        let (name, value) = pair.split_once('=').expect("a label is a name and a value");
+        values.entry(name.to_owned()).or_default().insert(value.trim_matches('"').to_owned());
+    }
+    let described = |(name, values): (_, BTreeSet<_>)| DescribedLabel {
+        name,
+        values: values.into_iter().collect(),
+        are_all: S::ARE_ALL,
+    };
+    values.into_iter().map(described).collect()
+}
+
 /// A registry whose names start with the daemon's (`d7y_peer_`), with the `build` info metric in it.
 pub fn registry(name: DaemonName, version: &'static str) -> Registry {
     let prefix = name.as_str().replace('-', "_");
     let metrics = prometheus_client::registry::Registry::with_prefix(prefix.clone());
     let mut registry = Registry { prefix, metrics, described: Vec::new() };
     registry.register("build", "What is running", Info::new(vec![("version", version)]));
+    if let Some(build) = registry.described.last_mut() {
+        let values = vec!["1.2.3".to_owned()];
+        build.labels.push(DescribedLabel { name: "version".to_owned(), values, are_all: false });
+    }
     registry
 }
 

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use d7y_chassis::metrics::Described;
+use d7y_chassis::metrics::{Described, DescribedLabel};
 
 const INTRODUCTION: &str = "\
 # Metrics
@@ -11,7 +11,8 @@ const INTRODUCTION: &str = "\
 Made by `cargo run -p d7y-cli -- metrics-reference > docs/metrics.md`; a test compares.
 
 Every daemon serves OpenMetrics text at `/metrics`. Of a histogram there are `_bucket`, `_sum` and `_count`. A metric with
-labels appears once it has a value. `deploy/grafana/d7y.json` is a dashboard of the ones to watch.
+labels appears once it has a value. Of a label all values are named, or, when nobody knows them beforehand, such as there may
+be. `deploy/grafana/d7y.json` is a dashboard of the ones to watch.
 ";
 
 /// All metrics of all daemons.
@@ -27,10 +28,20 @@ pub fn described() -> [(&'static str, Vec<Described>); 4] {
 pub fn run() -> Result<ExitCode> {
     print!("{INTRODUCTION}");
     for (daemon, metrics) in described() {
-        println!("\n## {daemon}\n\n| Metric | Kind | What |\n|---|---|---|");
-        for Described { name, kind, help } in metrics {
-            println!("| `{name}` | {kind} | {help} |");
+        println!("\n## {daemon}\n\n| Metric | Kind | Labels | What |\n|---|---|---|---|");
+        for Described { name, kind, labels, help } in metrics {
+            let labels: Vec<_> = labels.iter().map(shown).collect();
+            println!("| `{name}` | {kind} | {} | {help} |", labels.join("; "));
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// `source`: node, origin, seed
+fn shown(DescribedLabel { name, values, are_all }: &DescribedLabel) -> String {
+    let values = values.join(", ");
+    match are_all {
+        true => format!("`{name}`: {values}"),
+        false => format!("`{name}`: such as {values}"),
+    }
 }

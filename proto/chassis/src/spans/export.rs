@@ -117,7 +117,7 @@ impl Exporter {
             }
         };
         let _ = tokio::time::timeout(FLUSH, sending).await;
-        self.counts.dropped("collector", self.batch.len() + self.spans.len());
+        self.counts.dropped(super::NOT_TAKEN, self.batch.len() + self.spans.len());
     }
 
     async fn send(&mut self) {
@@ -148,7 +148,7 @@ impl Exporter {
         };
         self.counts.sent.inc_by((count - rejected) as u64);
         if rejected > 0 {
-            self.counts.dropped("collector", rejected);
+            self.counts.dropped(super::NOT_TAKEN, rejected);
         }
         let failed = rejected > 0;
         if failed && !self.failing {

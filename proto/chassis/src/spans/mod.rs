@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 
 use crate::config::{Fault, Validate};
 use crate::daemon::Daemon;
-use crate::metrics::Registry;
+use crate::metrics::{Labels, Registry};
 use crate::tasks::Tasks;
 
 /// Spans that wait to be sent: some 2 MiB, and a second of ten thousand missed reads.
@@ -88,14 +88,23 @@ struct ByReason {
     reason: &'static str,
 }
 
+const QUEUE_FULL: &str = "queue";
+const NOT_TAKEN: &str = "collector";
+
+impl Labels for ByReason {
+    fn sets() -> Vec<Self> {
+        [QUEUE_FULL, NOT_TAKEN].map(|reason| Self { reason }).into()
+    }
+}
+
 impl SpanCounts {
     pub fn register(registry: &mut Registry) -> Self {
         let counts = Self::default();
         registry.register("spans_sent", "Spans that the OpenTelemetry collector took", counts.sent.clone());
-        registry.register(
+        registry.register_family(
             "spans_dropped",
             "Spans that were lost: the queue was full, or the collector did not take them",
-            counts.dropped.clone(),
+            &counts.dropped,
         );
         counts
     }
@@ -204,7 +213,7 @@ impl Spans {
         let Some(inner) = &self.0 else { return };
         let began = SystemTime::now() - begun.at.elapsed();
         if inner.queue.try_send(Span { begun, began, took, about: about() }).is_err() {
-            inner.counts.dropped("queue", 1);
+            inner.counts.dropped(QUEUE_FULL, 1);
         }
     }
 }

@@ -36,7 +36,21 @@ fn the_dashboard_shows_only_metrics_that_exist() {
         let exists = known.contains(metric) || base.is_some_and(|base| known.contains(base));
         assert!(exists, "the dashboard shows {metric}, which no daemon has");
     }
-    serde_json::from_str::<serde_json::Value>(&dashboard).expect("the dashboard is JSON");
+    for shown in ["damaged_chunks", "scrubbed_bytes", "scrub_finished_timestamp_seconds", "reused_bytes"] {
+        assert!(dashboard.contains(&format!("d7y_peer_{shown}")), "nothing shows {shown}");
+    }
+    let dashboard: serde_json::Value = serde_json::from_str(&dashboard).expect("the dashboard is JSON");
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    for target in panels.flat_map(|panel| panel["targets"].as_array().into_iter().flatten()) {
+        let query = target["expr"].as_str().unwrap();
+        let metric = query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').find(named).unwrap();
+        let base = metric.strip_suffix("_bucket").unwrap_or(metric);
+        let row = reference.lines().find(|line| line.starts_with(&format!("| `{base}` "))).unwrap();
+        let by = query.split("by (").nth(1).and_then(|rest| rest.split(')').next()).unwrap_or_default();
+        for label in by.split(", ").filter(|label| !["", "le", "instance"].contains(label)) {
+            assert!(row.contains(&format!("`{label}`: ")), "{metric} has no label {label}: {row}");
+        }
+    }
 }
 
 #[test]
