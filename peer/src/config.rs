@@ -116,11 +116,15 @@ pub struct FetchConfig {
     pub background: bool,
     /// A node whose cluster shows no sign of giving what it needs for this long reads the origin itself. Where a scheduler
     /// says who reads, and that is somebody else, it waits four times as long; what peers had and lost, the node that is to
-    /// read it reads after a quarter of this.
+    /// read it reads after a quarter of this. At least 1 s.
     pub origin_fallback_after: HumanDuration,
     /// zstd level of the packs built here, 1 to 19.
     pub zstd_level: i32,
 }
+
+/// For as long the scheduler's word is waited for, and a reader waits before another peer is asked (`directory`, `rescue`):
+/// with less the whole cluster would read the registry itself, and all waits that are a multiple of it would be none.
+const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Default for StoreConfig {
     fn default() -> Self {
@@ -232,6 +236,13 @@ impl Validate for Config {
         }
         if !(1..=19).contains(&self.fetch.zstd_level) {
             faults.push(Fault::new("fetch.zstdLevel", "must be between 1 and 19"));
+        }
+        if self.fetch.origin_fallback_after.get() < LEAST_PATIENCE {
+            let problem = format!(
+                "must be at least {LEAST_PATIENCE:?}: in less nobody else can be asked; without scheduler, manager and seeds a node \
+                 reads the origin at once anyhow"
+            );
+            faults.push(Fault::new("fetch.originFallbackAfter", problem));
         }
         if self.store.limit.as_u64() < 1 << 20 {
             faults.push(Fault::new("store.limit", "must be at least 1MiB"));

@@ -306,15 +306,22 @@ fn systemd_keeps_what_is_parked_while_no_snapshotter_runs() {
 #[test]
 fn a_configuration_is_checked_and_shown_without_starting() {
     let place = Place::new();
-    fs::write(place.path("peer.yaml"), "store:\n  limit: lots\nseeds: [here]\nfetch:\n  zstdLevel: 77\n")
-        .unwrap();
+    fs::write(
+        place.path("peer.yaml"),
+        "store:\n  limit: lots\nseeds: [here]\nfetch:\n  zstdLevel: 77\n  originFallbackAfter: 0s\n",
+    )
+    .unwrap();
     let mut command = place.peer(&[]);
     command.arg("--check-config");
     let (code, said) = refused(command);
     assert_eq!(code, Some(78));
-    for part in
-        ["line 2, column 3: store.limit", "line 3, column 1: seeds", "line 5, column 3: fetch.zstdLevel"]
-    {
+    for part in [
+        "line 2, column 3: store.limit",
+        "line 3, column 1: seeds",
+        "line 5, column 3: fetch.zstdLevel",
+        "line 6, column 3: fetch.originFallbackAfter",
+        "at least 1s",
+    ] {
         assert!(said.contains(part), "{part:?} is not in {said}");
     }
     let key = "ab".repeat(32);
