@@ -300,8 +300,10 @@ async fn watch(store: Arc<Store>, origin: Arc<Origin>, metrics: Arc<Metrics>, he
         tokio::time::sleep(STORE_WATCH).await;
         metrics.kept(&store.usage());
         metrics.asked_of_origins(&origin.stats());
+        lost = look_at_directories(&store, &health, lost).await;
         let refused = metrics.store_full.get();
-        let full = refused > refused_before;
+        // A disk that takes nothing is another matter than one without room.
+        let full = refused > refused_before && !lost;
         if full && alarm.is_none() {
             tracing::error!("the store is full: reads go on uncached; raise store.limit or free disk space");
             health.fail("store", "full: reads go on uncached; raise store.limit or free disk space");
@@ -314,11 +316,10 @@ async fn watch(store: Arc<Store>, origin: Arc<Origin>, metrics: Arc<Metrics>, he
             health.recover("store");
         }
         refused_before = refused;
-        lost = look_at_directories(&store, &health, lost).await;
     }
 }
 
-/// Raises an alarm when no layer can be kept at all, and takes it back. `lost` is whether it was raised before.
+/// Raises an alarm when nothing can be kept at all, and takes it back. `lost` is whether it was raised before.
 async fn look_at_directories(store: &Arc<Store>, health: &Health, lost: bool) -> bool {
     let looked = store.clone();
     let found = tokio::task::spawn_blocking(move || looked.check_directories()).await;
@@ -326,7 +327,7 @@ async fn look_at_directories(store: &Arc<Store>, health: &Health, lost: bool) ->
         Ok(Err(error)) => {
             if !lost {
                 let error = chain(&error);
-                tracing::error!("the store cannot be written, no new layer can be opened: {error}");
+                tracing::error!("the store cannot be written, nothing new is kept: {error}");
                 health.fail(STORE, error);
             }
             true

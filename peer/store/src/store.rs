@@ -1,7 +1,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -72,7 +72,18 @@ pub struct Store {
     clones: bool,
     pub(crate) reused_bytes: AtomicU64,
     pub(crate) damaged_chunks: AtomicU64,
-    _lock: Lock,
+    /// What was written last and refused, for want of anything but room.
+    refused: Mutex<Option<Refused>>,
+    lock: Mutex<Lock>,
+}
+
+/// A write that the disk refused.
+#[derive(Debug)]
+struct Refused {
+    path: PathBuf,
+    errno: Errno,
+    /// Nobody has been told.
+    news: bool,
 }
 
 impl Store {
@@ -105,7 +116,8 @@ impl Store {
             clones: can_clone(&staging),
             reused_bytes: AtomicU64::new(0),
             damaged_chunks: AtomicU64::new(0),
-            _lock: lock,
+            refused: Mutex::default(),
+            lock: Mutex::new(lock),
         };
         store.open_layers()?;
         Ok(store)
@@ -150,10 +162,10 @@ impl Store {
 
     /// Room for a layer whose index is still to come.
     pub fn stage(&self, layer: &LayerRef) -> Result<Staging, StoreError> {
-        make_private_directories(&self.options.directory)?;
+        self.make_directories()?;
         let directory = self.staging_path(&layer.digest.to_hex());
         let keep = if self.options.devices { Keep::FramesAndDevice } else { Keep::Frames };
-        Staging::create(directory, layer.clone(), keep, self.staged_bytes.clone())
+        self.noted(Staging::create(directory, layer.clone(), keep, self.staged_bytes.clone()))
     }
 
     /// Adds the next chunk of a layer being staged and returns its number. The hash is the sender's claim; `data` must
@@ -166,7 +178,7 @@ impl Store {
         data: &[u8],
     ) -> Result<u32, StoreError> {
         self.make_room(staging.cost(frame, data), staging.reference().digest)?;
-        staging.push(chunk, frame, data)
+        self.noted(staging.push(chunk, frame, data))
     }
 
     /// Turns a staged layer into a layer. `index` must have been verified; `sealed` is its encoding.
@@ -195,7 +207,7 @@ impl Store {
             return Ok(layer.clone());
         }
         // Whoever deleted the store may have done so since.
-        make_private_directories(&self.options.directory)?;
+        self.make_directories()?;
         // What could not be opened at the start is no use to anybody.
         let leftover = self.set_aside(&target)?;
         fs::rename(&staging.directory, &target).map_err(StoreError::io(&target))?;
@@ -209,13 +221,13 @@ impl Store {
     /// Keeps a verified chunk, evicting layers that nobody uses when the limit is near.
     pub fn keep(&self, layer: &Layer, number: u32, frame: &[u8], data: &[u8]) -> Result<(), StoreError> {
         self.make_room((frame.len() + data.len()) as u64, layer.digest())?;
-        layer.keep(number, frame, data)
+        self.noted(layer.keep(number, frame, data))
     }
 
     /// Keeps only the uncompressed form of a verified chunk: its frame is not the one in the index.
     pub fn keep_data(&self, layer: &Layer, number: u32, data: &[u8]) -> Result<(), StoreError> {
         self.make_room(data.len() as u64, layer.digest())?;
-        layer.keep_data(number, data)
+        self.noted(layer.keep_data(number, data))
     }
 
     /// Makes a chunk readable from what is here of it: what an earlier boot wrote, a frame, or another layer.
@@ -246,7 +258,7 @@ impl Store {
             return Ok(false);
         };
         self.make_room(data.len() as u64, layer.digest())?;
-        layer.keep_data(number, &data)?;
+        self.noted(layer.keep_data(number, &data))?;
         Ok(true)
     }
 
@@ -398,8 +410,8 @@ impl Store {
         self.options.directory.join("layers").join(digest.to_hex())
     }
 
-    /// Whether layers can be made: a disk may become read-only, and somebody may delete the directory where it cannot be made
-    /// again. Says nothing about room.
+    /// Whether layers can be made and chunks be kept: a disk may become read-only or fail, and somebody may delete the
+    /// directory where it cannot be made again, or start another peer there. Says nothing about room.
     pub fn check_directories(&self) -> Result<(), StoreError> {
         for path in ["layers", "staging"].map(|name| self.options.directory.join(name)) {
             // What is missing is made with the next layer, and not while somebody is still deleting.
@@ -408,6 +420,63 @@ impl Store {
             if let Some(Err(refused)) = first {
                 return Err(StoreError::io(path)(refused.into()));
             }
+        }
+        if lock_path(&self.options.directory).exists() {
+            self.claim()?;
+        }
+        self.check_writes()
+    }
+
+    /// A file system that has shut itself down after an error lets itself be asked (access(2)) as ever, and refuses what is
+    /// written. So a refusal is told at least once, and until something is taken again.
+    fn check_writes(&self) -> Result<(), StoreError> {
+        let mut refused = self.refused.lock();
+        let Some(last) = &mut *refused else { return Ok(()) };
+        let probe = self.options.directory.join("staging").join("probe");
+        let written = File::create(&probe).and_then(|file| {
+            file.write_all_at(&[0; 4096], 0)?;
+            file.sync_data()
+        });
+        let _ = fs::remove_file(&probe);
+        match written {
+            _ if std::mem::take(&mut last.news) => Err(StoreError::io(&last.path)(last.errno.into())),
+            Ok(()) => {
+                *refused = None;
+                Ok(())
+            }
+            // Room is another matter, and what is missing is made with the next layer.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => match StoreError::io(&probe)(error) {
+                StoreError::Full => Ok(()),
+                other => Err(other),
+            },
+        }
+    }
+
+    fn noted<T>(&self, written: Result<T, StoreError>) -> Result<T, StoreError> {
+        if let Err(StoreError::Io { path, source }) = &written
+            && let Some(errno) = Errno::from_io_error(source)
+            // Whoever deletes the store is no fault of the disk's.
+            && errno != Errno::NOENT
+        {
+            *self.refused.lock() = Some(Refused { path: path.clone(), errno, news: true });
+        }
+        written
+    }
+
+    fn make_directories(&self) -> Result<(), StoreError> {
+        self.noted(make_private_directories(&self.options.directory))?;
+        self.claim()
+    }
+
+    /// Whoever deleted the directory took its lock and its version along: another peer could have it then.
+    fn claim(&self) -> Result<(), StoreError> {
+        let directory = &self.options.directory;
+        let mut lock = self.lock.lock();
+        if !lock.is_of(directory) {
+            let again = Lock::take(directory)?;
+            check_format(directory)?;
+            *lock = again;
         }
         Ok(())
     }
@@ -455,13 +524,24 @@ struct Lock(File);
 
 impl Lock {
     fn take(directory: &Path) -> Result<Lock, StoreError> {
-        let path = directory.join("lock");
+        let path = lock_path(directory);
         let file = File::options().create(true).truncate(false).write(true).open(&path);
         let file = file.map_err(StoreError::io(&path))?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| StoreError::Locked(directory.to_owned()))?;
         Ok(Lock(file))
     }
+
+    /// Whether it is still the file of this name that is locked.
+    fn is_of(&self, directory: &Path) -> bool {
+        let [held, there] = [self.0.metadata(), fs::metadata(lock_path(directory))]
+            .map(|file| file.ok().map(|file| (file.dev(), file.ino())));
+        held.is_some() && held == there
+    }
+}
+
+fn lock_path(directory: &Path) -> PathBuf {
+    directory.join("lock")
 }
 
 impl Drop for Lock {

@@ -372,3 +372,28 @@ fn the_index_has_room_before_chunks_and_others_before_nothing() {
     store.count_beside(limit_bytes).unwrap();
     assert!(store.layer(fixture.reference.digest).is_none(), "layers give way");
 }
+
+/// Whoever deletes the cache under a running peer takes its lock along.
+#[test]
+fn a_store_that_was_deleted_is_still_one_peers_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path().join("store");
+    let options = StoreOptions { directory: place.clone(), limit_bytes: 1 << 30, devices: true };
+    let (fixture, first) = (fixture(1), open(&place, 1 << 30));
+    fs::remove_dir_all(&place).unwrap();
+    first.check_directories().unwrap();
+    assert!(!place.exists(), "nothing is put in the way of who deletes");
+    let staging = first.stage(&fixture.reference).unwrap();
+    assert!(matches!(Store::open(options.clone()), Err(StoreError::Locked(_))));
+    assert_eq!(fs::read_to_string(place.join("format")).unwrap(), "1\n");
+
+    drop(staging);
+    fs::remove_dir_all(&place).unwrap();
+    let second = Store::open(options).unwrap();
+    assert!(matches!(first.check_directories(), Err(StoreError::Locked(_))), "it is told");
+    assert!(matches!(first.stage(&fixture.reference), Err(StoreError::Locked(_))));
+    second.stage(&fixture.reference).unwrap();
+    drop(second);
+    first.check_directories().unwrap();
+    first.stage(&fixture.reference).unwrap();
+}
