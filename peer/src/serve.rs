@@ -1,5 +1,6 @@
 //! What other peers see of this one.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,14 +9,15 @@ use d7y_chassis::spans::{About, Spans};
 use d7y_chassis::tasks::{OnEnd, Tasks};
 use d7y_store::{FrameLocation, Layer, Staging};
 use d7y_transfer::{Asker as Client, FailureCode, Holding, Opening, Provider, Purpose, Region, Served};
-use d7y_types::{LayerRef, PackId};
+use d7y_types::{LayerRef, PackId, Sha256Digest};
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::OpenFailure;
 use crate::layers::{Asker, Layers, Open};
 use crate::news::News;
-use crate::openings::{Outcome, Progress, WORKING_EVERY};
+use crate::openings::{self, Outcome, Progress, WORKING_EVERY};
 
 /// Staged chunks announced ahead of the socket, per follower.
 const FOLLOW_AHEAD: usize = 32;
@@ -29,7 +31,11 @@ pub struct Uploads {
     pub news: Arc<News>,
     pub tasks: Tasks,
     pub spans: Spans,
+    pub promised: Promised,
 }
+
+/// Layers that are being opened here and are to be read again afterwards, because another peer has asked for it.
+pub type Promised = Arc<Mutex<HashSet<Sha256Digest>>>;
 
 impl Uploads {
     /// The layer, when its chunks here are those that the other side means.
@@ -42,6 +48,7 @@ impl Provider for Uploads {
     fn open(&self, layer: LayerRef, asker: Client) -> mpsc::Receiver<Opening> {
         let (send, receive) = mpsc::channel(FOLLOW_AHEAD);
         let (layers, closing) = (self.layers.clone(), self.tasks.shutdown().closing());
+        let (tasks, promised) = (self.tasks.clone(), self.promised.clone());
         self.tasks.spawn("serve an opening", OnEnd::Expected, async move {
             let last = match layers.open(&layer, Asker::Peer).await {
                 Ok(Open::Ready(ready)) => match asker.purpose {
@@ -49,6 +56,12 @@ impl Provider for Uploads {
                     Purpose::Refill => refilling(&layers, &ready, &asker.peer_id),
                 },
                 Ok(Open::Following(progress)) if asker.purpose == Purpose::Refill => {
+                    promise(
+                        &tasks,
+                        &promised,
+                        &layers,
+                        (layer.digest, progress.clone(), asker.peer_id.clone()),
+                    );
                     let refilled = refilled(&layers, progress, &asker.peer_id, &send);
                     closing.run_until_cancelled(refilled).await.unwrap_or_else(stopping)
                 }
@@ -157,6 +170,7 @@ impl Follower<'_> {
                         Err(_) => return stopping(),
                     },
                     () = self.closing.cancelled(), if !closing => true,
+                    () = self.send.closed() => false,
                     _ = every.tick() => self.show_signs(now.signs).await,
                 },
             };
@@ -184,6 +198,28 @@ impl Follower<'_> {
     }
 }
 
+/// Sees to a layer once it is open, whether or not the one who asked is still there: one task for all who ask.
+fn promise(tasks: &Tasks, promised: &Promised, layers: &Arc<Layers>, opening: Asked) {
+    let (layer, progress, asker) = opening;
+    if !promised.lock().insert(layer) {
+        return;
+    }
+    let (promised, layers, closing) = (promised.clone(), layers.clone(), tasks.shutdown().closing());
+    tasks.spawn("refill what is being opened", OnEnd::Expected, async move {
+        let outcome = closing.run_until_cancelled(openings::outcome(progress)).await;
+        promised.lock().remove(&layer);
+        if let Some(Outcome::Ready(ready)) = outcome
+            && let Err(failure) = layers.asked_to_refill(&ready, &asker)
+        {
+            tracing::debug!(%layer, error = failure.message, "it is not read again");
+        }
+        Ok::<_, std::convert::Infallible>(())
+    });
+}
+
+/// Which opening, and who wants more than that.
+type Asked = (Sha256Digest, watch::Receiver<Progress>, Arc<str>);
+
 /// The asker hears once that this peer is at work and follows nothing: it has the index. What is opened here for it may
 /// come without chunks, from a peer that has no more of it than the asker.
 async fn refilled(
@@ -205,8 +241,11 @@ async fn refilled(
             // Whether or not it is still there, the layer is seen to.
             let _ = send.send(Opening::Working).await;
         }
-        if progress.changed().await.is_err() {
-            return stopping();
+        tokio::select! {
+            changed = progress.changed() => if changed.is_err() {
+                return stopping();
+            },
+            () = send.closed() => return unavailable("the asker is gone"),
         }
     }
 }

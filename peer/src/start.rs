@@ -34,7 +34,7 @@ use crate::parked::Parked;
 use crate::preheat::Preheater;
 use crate::receive::Receiver;
 use crate::scrub::Scrubber;
-use crate::serve::Uploads;
+use crate::serve::{Promised, Uploads};
 use crate::trace::Traces;
 use crate::trust::Trust;
 use crate::view;
@@ -164,7 +164,14 @@ fn open_origin(config: &Config) -> Result<Origin, ConfigError> {
 
 fn uploads(peer_id: &Arc<str>, layers: &Arc<Layers>, news: Arc<News>, spans: &Spans) -> Uploads {
     let (peer_id, tasks) = (peer_id.clone(), layers.tasks.clone());
-    Uploads { peer_id, layers: layers.clone(), news, tasks, spans: spans.clone() }
+    Uploads {
+        peer_id,
+        layers: layers.clone(),
+        news,
+        tasks,
+        spans: spans.clone(),
+        promised: Promised::default(),
+    }
 }
 
 /// Where it is told what the peer does.

@@ -8,6 +8,7 @@ use d7y_chassis::config::ByteSize;
 use d7y_origin::testing::{FakeRegistry, Turn};
 use d7y_peer::{Config, Role};
 use d7y_proto::local::Reason;
+use d7y_transfer::{OpenStream, Opened, Purpose};
 use d7y_types::{ByteRange, LayerRef};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -336,4 +337,39 @@ async fn seeds_that_name_each_other_read_once_and_at_once() {
         tokio::join!(one.assert_reads(&reference, layer), two.assert_reads(&reference, layer));
     }
     assert_eq!(blob_requests(&registry), layers.len());
+}
+
+/// Nodes ask again and again; a seed that reads the layer anew remembers it once.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_questions_for_a_layer_that_a_seed_is_opening_are_one_promise() {
+    const QUESTIONS: usize = 200;
+    let registry = FakeRegistry::start().await;
+    let reference = TestLayer::random(40, 50_000).push(&registry);
+    registry.then([Turn::Stall(300_000)]);
+    let cluster = Cluster::new();
+    let slow = |config: &mut Config| {
+        config.role = Role::Seed;
+        config.origin.timeouts.idle = Duration::from_secs(5);
+    };
+    let seed = cluster.start_with("seed", &[], slow).await;
+    for number in 0..QUESTIONS {
+        let asker = format!("node-{}", number % 4);
+        let question =
+            OpenStream::connect_for(Purpose::Refill, seed.running.transfer, &asker, &reference, SOON);
+        let answer = question.await.unwrap().next(SOON).await.unwrap();
+        assert!(matches!(answer, Opened::Working), "{answer:?}");
+    }
+    let deadline = Instant::now() + Duration::from_secs(4);
+    while seed.running_tasks("serve an opening") > 0 {
+        assert!(Instant::now() < deadline, "{} wait", seed.running_tasks("serve an opening"));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(seed.running_tasks("refill what is being opened"), 1);
+    assert_eq!(seed.running_tasks("open layer"), 1, "it is still being read");
+    seed.client.open_layer(&reference, SOON).await.unwrap();
+    let deadline = Instant::now() + SOON;
+    while seed.running_tasks("refill what is being opened") > 0 {
+        assert!(Instant::now() < deadline, "the promise is kept");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }

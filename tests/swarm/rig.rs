@@ -187,6 +187,11 @@ impl Peer {
         names
     }
 
+    /// How many tasks of this name run.
+    pub fn running_tasks(&self, name: &str) -> usize {
+        format!("{:?}", self.tasks).matches(&format!("{name:?}")).count()
+    }
+
     /// The sum of a metric's samples, 0 when there is none.
     pub async fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").await;
