@@ -48,7 +48,7 @@ impl OpenFailure {
         let code = match error {
             // A refill that does not yield the chunks of the index: asking again will not help, but the layer is sound.
             BuildError::Sink(error) if error.kind() == std::io::ErrorKind::InvalidData => {
-                FailureCode::Internal
+                return Self::new(FailureCode::Internal, error.to_string());
             }
             // This peer's disk, not the layer.
             BuildError::Sink(_) | BuildError::Read(_) => FailureCode::Unavailable,

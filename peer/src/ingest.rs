@@ -150,8 +150,8 @@ impl ChunkSink for RefillSink {
     fn chunk(&mut self, number: u32, chunk: &Chunk, frame: &[u8], data: &[u8]) -> io::Result<()> {
         let known = self.layer.chunks().get(number as usize);
         if !known.is_some_and(|known| known.hash == chunk.hash && known.blocks == chunk.blocks) {
-            let problem =
-                "the layer no longer yields the chunks in its index: it was built by another version";
+            let problem = "the layer no longer yields the chunks in its index: the registry has changed it, or the index was \
+                           built by another version; push the image again";
             return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
         }
         let here = if self.devices { self.layer.readable() } else { self.layer.shareable() };

@@ -236,13 +236,14 @@ impl Preheater {
             if done == total {
                 return Ok(total);
             }
-            if let Some(failure) = self.layers.rescue_failure(layer, began) {
+            let failure = self.layers.rescue_failure(layer, began);
+            if let Some(failure) = failure.clone().filter(|failure| failure.code != FailureCode::Internal) {
                 return Err(failure.into());
             }
             if done > before {
                 (before, advanced) = (done, Instant::now());
             } else if advanced.elapsed() >= patience {
-                return Err(self.stalled(full_before));
+                return Err(self.stalled(full_before, failure));
             } else {
                 // What a reader wanted besides and gave up waiting for stands behind all else by now.
                 self.layers.fetcher.complete(layer.clone(), self.missing(layer)).await;
@@ -257,12 +258,13 @@ impl Preheater {
         }
     }
 
-    /// Nothing has come for long: the disk does not take it, or nobody has it any more, and whoever reads the origin again
-    /// has not come to it yet.
-    fn stalled(&self, full_before: u64) -> Missing {
-        match self.layers.metrics.store_full.get() > full_before {
-            true => Missing::Ever(NO_ROOM.to_owned()),
-            false => Missing::For("no peer gives what is missing".to_owned()),
+    /// Nothing has come for long: the disk does not take it, or nobody has it any more. Whoever reads the origin again has
+    /// not come to it yet, or has found other chunks there: then only who held the layer could help, and nobody has come back.
+    fn stalled(&self, full_before: u64, failure: Option<OpenFailure>) -> Missing {
+        match failure {
+            _ if self.layers.metrics.store_full.get() > full_before => Missing::Ever(NO_ROOM.to_owned()),
+            Some(failure) => Missing::Ever(failure.message),
+            None => Missing::For("no peer gives what is missing".to_owned()),
         }
     }
 

@@ -37,6 +37,20 @@ impl TestLayer {
         Self { blob, diff_id: Sha256Digest(Sha256::digest(&tar).into()), device }
     }
 
+    /// From now on the registry gives other files, in a blob of the same length.
+    pub fn change(&self, registry: &FakeRegistry, layer: &LayerRef) {
+        let mut other = Self::random(3, 50_000).blob;
+        other.resize(self.blob.len(), 0);
+        registry.change_blob(layer, other);
+    }
+
+    /// From now on the registry gives the same files in a blob with another time (RFC 1952, 2.3.1: MTIME).
+    pub fn touch(&self, registry: &FakeRegistry, layer: &LayerRef) {
+        let mut other = self.blob.clone();
+        other[4] ^= 1;
+        registry.change_blob(layer, other);
+    }
+
     pub fn push(&self, registry: &FakeRegistry) -> LayerRef {
         LayerRef {
             diff_id: self.diff_id,

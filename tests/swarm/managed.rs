@@ -408,6 +408,44 @@ async fn a_preheat_of_what_nobody_holds_and_the_registry_has_deleted_fails_and_s
     assert!(job.to_string().contains("no such blob"), "{job}");
 }
 
+/// Nor does anybody ever give a layer whose blob has changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preheat_of_a_new_layer_that_the_registry_has_changed_fails_and_says_so() {
+    let registry = FakeRegistry::start().await;
+    let (name, layers) = image(&registry);
+    let site = Site::new().await;
+    let _seed = site.join("seed", Role::Seed).await;
+    let _node = site.join("node", Role::Node).await;
+    layers[0].1.touch(&registry, &layers[0].0);
+    let job = site.wait_for_job(site.preheat(&name, "all-peers").await).await;
+    assert_eq!(job["state"], "FAILURE", "{job}");
+    assert!(job.to_string().contains("fetch it again, or from another source"), "{job}");
+}
+
+/// Its index is known, and what it describes is nowhere any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preheat_of_a_known_layer_that_the_registry_has_changed_fails_and_says_so() {
+    let registry = FakeRegistry::start().await;
+    let (name, layers) = image(&registry);
+    let site = Site::new().await;
+    let seed = site.join("seed", Role::Seed).await;
+    let nodes = [site.join("one", Role::Node).await, site.join("two", Role::Node).await];
+    for (reference, _) in &layers {
+        seed.client.open_layer(reference, PATIENCE).await.unwrap();
+        for node in &nodes {
+            node.client.open_layer(reference, PATIENCE).await.unwrap();
+        }
+    }
+    seed.crash().await;
+    layers[0].1.change(&registry, &layers[0].0);
+    let job = site.wait_for_job(site.preheat(&name, "all-peers").await).await;
+    assert_eq!(job["state"], "FAILURE", "{job}");
+    let placements = job["progress"]["placements"].as_array().unwrap();
+    let said =
+        |placement: &&Value| placement["error"].as_str().unwrap().contains("the registry has changed it");
+    assert_eq!(placements.iter().filter(said).count(), nodes.len(), "{job}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_preheat_ends_whoever_is_killed_meanwhile() {
     let registry = FakeRegistry::start().await;

@@ -151,6 +151,12 @@ impl FakeRegistry {
         }
     }
 
+    /// From now on the registry has other bytes under the layer's digest.
+    pub fn change_blob(&self, layer: &LayerRef, content: impl Into<Bytes>) {
+        let target = format!("/v2/{}/blobs/{}", layer.repository, layer.digest);
+        self.state.blobs.lock().insert(target, content.into());
+    }
+
     /// Stores an index or manifest under a tag and under its digest.
     pub fn add_manifest(&self, repository: &str, tag: &str, content: impl Into<Bytes>) -> Sha256Digest {
         let content = content.into();
