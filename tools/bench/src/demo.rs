@@ -1,12 +1,14 @@
 //! The main job: an ordinary image starts lazily on two nodes through the swarm; and a preheated one from their disks.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use crate::measure::{self, Measured, Moved, Run, drop_caches};
 use crate::own_disk::Reads;
+use crate::progress::while_at;
 use crate::rig::client::{self, Api, Client, Nerdctl, Reference, Wanted};
 use crate::rig::cluster::{Cluster, D7yNode, Extra, Peer};
 use crate::rig::command::shown;
@@ -129,9 +131,17 @@ impl<'a> Stage<'a> {
             Some(reference) => step("fetch the image", || Ok(vec![image::Image::import(lab, reference)?]))?,
             None => step("the image, from Debian packages", || image::obtain(lab, &recipe::SERVICE))?,
         };
-        let unpack =
-            || images.iter().map(|image| Ok((image.tag.clone(), compare::unpacked(lab, image)?))).collect();
-        let expected = step("unpack it with umoci, to compare with", unpack)?;
+        let unpacked = AtomicUsize::new(0);
+        let unpack = || {
+            let one = |image: &Image| {
+                let tree = compare::unpacked(lab, image)?;
+                unpacked.fetch_add(1, Ordering::Relaxed);
+                Ok((image.tag.clone(), tree))
+            };
+            images.iter().map(one).collect()
+        };
+        let far = || format!("{} of {} versions", unpacked.load(Ordering::Relaxed), images.len());
+        let expected = step_of("unpack it with umoci, to compare with", far, unpack)?;
         let link = Link(Some(options.rate));
         let cluster = step("registry, manager, scheduler, seed peer", || {
             Cluster::managed(lab, Link(Some(options.seed_rate)))
@@ -188,7 +198,7 @@ impl<'a> Stage<'a> {
         }
         if let Some(third) = self.images.get(2) {
             step("push version 3, with one more layer of packages", || self.push(third))?;
-            step("preheat version 3 to every peer", || self.preheat(third))?;
+            step_of("preheat version 3 to every peer", || self.far(third), || self.preheat(third))?;
             drop_caches();
             rows.push(self.row("d7y, node 1, version 3, preheated", Some(0), third)?);
             drop_caches();
@@ -215,26 +225,41 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
+    /// How much has come, for a line of progress.
+    fn far(&self, image: &Image) -> String {
+        let sent = self.cluster.registry.counter.total().body_bytes;
+        let present = self.nodes.iter().map(|D7yNode { peer, .. }| match peer.share_present(image) {
+            Ok(share) => format!("{} has {:.0} %", peer.host.name, share * 100.0),
+            Err(_) => format!("{} does not say", peer.host.name),
+        });
+        let present = present.collect::<Vec<_>>().join(", ");
+        format!("{present}; sent by the registry so far: {} MB", megabytes(sent))
+    }
+
     fn row<'s>(&'s self, title: &str, d7y: Option<usize>, image: &'s Image) -> Result<Row<'s>> {
-        step(title, || {
-            let (node, snapshotter) = match d7y {
-                Some(number) => (&self.nodes[number].node, Snapshotter::D7y),
-                None => (&self.baseline, Snapshotter::Overlayfs),
-            };
-            let reference = self.reference(image)?;
-            let run = Run {
-                node,
-                peer: d7y.map(|number| &self.nodes[number].peer),
-                image,
-                wanted: Wanted { reference, snapshotter },
-                container: format!("{}-{}", title.replace([',', ' '], ""), image.tag),
-                counter: &self.cluster.registry.counter,
-            };
-            let measured = measure::run(self.client.as_ref(), &run)?;
-            let settled = measure::settled(&run, &measured)?;
-            println!("    {:.2} s: {}", measured.first.after.as_secs_f64(), measured.first.line.trim());
-            Ok(Row { title: title.to_owned(), run, measured, settled })
-        })
+        step_of(
+            title,
+            || self.far(image),
+            || {
+                let (node, snapshotter) = match d7y {
+                    Some(number) => (&self.nodes[number].node, Snapshotter::D7y),
+                    None => (&self.baseline, Snapshotter::Overlayfs),
+                };
+                let reference = self.reference(image)?;
+                let run = Run {
+                    node,
+                    peer: d7y.map(|number| &self.nodes[number].peer),
+                    image,
+                    wanted: Wanted { reference, snapshotter },
+                    container: format!("{}-{}", title.replace([',', ' '], ""), image.tag),
+                    counter: &self.cluster.registry.counter,
+                };
+                let measured = measure::run(self.client.as_ref(), &run)?;
+                let settled = measure::settled(&run, &measured)?;
+                println!("    {:.2} s: {}", measured.first.after.as_secs_f64(), measured.first.line.trim());
+                Ok(Row { title: title.to_owned(), run, measured, settled })
+            },
+        )
     }
 
     /// The registry's bytes for the cluster, beside what it would be to send each blob once.
@@ -271,7 +296,9 @@ impl<'a> Stage<'a> {
         for row in rows {
             let image = &row.run.image.tag;
             let expected = self.expected.get(image).context("unpacked before")?;
-            let report = report(expected, row).with_context(|| format!("cannot compare: {}", row.title))?;
+            let title = &row.title;
+            let report = while_at(|| format!("comparing {title}"), || report(expected, row));
+            let report = report.with_context(|| format!("cannot compare: {}", row.title))?;
             equal &= report.is_equal();
             println!("  {} ({image}): {report}", row.title);
         }
@@ -377,11 +404,16 @@ fn table(rows: &[Row<'_>], reads: &[Option<Reads>]) -> Table {
     table
 }
 
-/// Says what is done, and how long it took.
+/// Says what is done, now and then that it still is, and how long it took.
 pub fn step<T>(title: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    step_of(title, || "still at it".to_owned(), work)
+}
+
+/// The same where something says how far it is.
+fn step_of<T>(title: &str, far: impl Fn() -> String + Send, work: impl FnOnce() -> Result<T>) -> Result<T> {
     println!("==> {title}");
     let start = Instant::now();
-    let result = work().with_context(|| title.to_owned())?;
+    let result = while_at(far, work).with_context(|| title.to_owned())?;
     println!("    {:.1} s", start.elapsed().as_secs_f64());
     Ok(result)
 }

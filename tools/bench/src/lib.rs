@@ -8,5 +8,6 @@ pub mod chaos;
 pub mod demo;
 pub mod measure;
 pub mod own_disk;
+pub mod progress;
 pub mod rig;
 pub mod table;

@@ -7,7 +7,7 @@
 //! again, and looks whether all is well by itself: a fresh container on each node, and a preheat from its order to its
 //! end.
 
-mod dice;
+pub mod dice;
 mod log;
 mod preheat;
 mod reads;
