@@ -1,5 +1,6 @@
 //! What every test stands on: a lab of its own, daemons as built from this tree, and waiting.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::process::Command;
@@ -7,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use d7y_bench::chaos::dice::Dice;
 use d7y_bench::rig::client::{Api, Client, Nerdctl, Started, Wanted};
 use d7y_bench::rig::cluster::{Cluster, D7yNode, Extra, Peer};
 use d7y_bench::rig::command::tail;
@@ -48,6 +50,17 @@ pub fn in_lab(test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
     ensure!(mounts_below(&dir).is_empty(), "mounts are left: {:?}", mounts_below(&dir));
     ensure!(!dir.exists(), "{} is left", dir.display());
     Ok(())
+}
+
+/// Another order in each run: `D7Y_ORDER_SEED`, which is printed, repeats one.
+pub fn dice() -> Result<Dice> {
+    const SEED: &str = "D7Y_ORDER_SEED";
+    let seed = match std::env::var(SEED) {
+        Ok(seed) => seed.parse().with_context(|| format!("{SEED} is not a number"))?,
+        Err(_) => RandomState::new().build_hasher().finish() >> 32,
+    };
+    eprintln!("    {SEED}={seed} repeats these orders");
+    Ok(Dice::new(seed))
 }
 
 /// As [`in_lab`], with the client that people use.

@@ -10,7 +10,7 @@ use d7y_bench::rig::lab::Lab;
 use d7y_bench::rig::leftovers::mounts_below;
 
 use crate::images::Data;
-use crate::stage::{UNLIMITED, ctr, in_lab, metric, node, push, start, wait_parked, wait_until};
+use crate::stage::{UNLIMITED, ctr, dice, in_lab, metric, node, push, start, wait_parked, wait_until};
 
 #[test]
 fn removed_containers_and_images_leave_nothing() -> Result<()> {
@@ -92,14 +92,21 @@ fn restarts_in_any_order_converge() -> Result<()> {
 
         let orders = [
             [Peer, Snapshotter, Containerd],
+            [Peer, Containerd, Snapshotter],
             [Snapshotter, Containerd, Peer],
+            [Snapshotter, Peer, Containerd],
             [Containerd, Peer, Snapshotter],
+            [Containerd, Snapshotter, Peer],
         ];
+        let mut dice = dice()?;
         for (round, order) in orders.into_iter().enumerate() {
             let name = format!("after-{round}");
-            order.iter().try_for_each(|part| kill(&node, *part))?;
+            let mut deaths = order;
+            dice.shuffle(&mut deaths);
+            deaths.iter().try_for_each(|part| kill(&node, *part))?;
             for part in order {
-                revive(&mut node, lab, part).with_context(|| format!("in the order {order:?}"))?;
+                revive(&mut node, lab, part)
+                    .with_context(|| format!("killed {deaths:?}, started {order:?}"))?;
             }
             // containerd itself waits a while before it dials a socket again that nobody served.
             let mut started = None;

@@ -8,7 +8,7 @@ use d7y_bench::rig::image::{Data, Files};
 use d7y_bench::rig::lab::Lab;
 use d7y_bench::rig::node::Snapshotter;
 
-use crate::stage::{UNLIMITED, in_lab, node, start, wait_until};
+use crate::stage::{UNLIMITED, dice, in_lab, node, start, wait_until};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
@@ -91,24 +91,31 @@ fn any_part_may_be_absent_at_first() -> Result<()> {
         let cluster = Cluster::managed(lab, UNLIMITED)?;
         let node = node(&cluster, lab, "node", &["fetch.originFallbackAfter=1s"], &[])?;
         let mut site = Site { cluster, node };
-        for (round, series) in (0..PARTS.len()).zip(1..) {
-            let mut order = PARTS;
-            order.rotate_left(round);
+        let mut dice = dice()?;
+        // Each part is the last one once; how the others die and come back is drawn.
+        for (absent, series) in (0..PARTS.len()).zip(1..) {
+            let (mut deaths, mut order) = (PARTS, PARTS);
+            order.swap(absent, PARTS.len() - 1);
+            dice.shuffle(&mut deaths);
+            dice.shuffle(&mut order[..PARTS.len() - 1]);
             let (last, others) = order.split_last().context("seven parts")?;
             let images = [site.image(lab, 2 * series)?, site.image(lab, 2 * series + 1)?];
-            PARTS.iter().try_for_each(|part| site.kill(*part))?;
-            others.iter().try_for_each(|part| site.start(lab, *part))?;
+            deaths.iter().try_for_each(|part| site.kill(*part))?;
+            others
+                .iter()
+                .try_for_each(|part| site.start(lab, *part))
+                .with_context(|| format!("killed {deaths:?}, started {order:?}"))?;
             let [(first, first_sum), (second, second_sum)] = &images;
             // What the data path does not need. Without a seed the node reads the registry itself.
             if [Manager, Scheduler, Seed].contains(last) {
                 site.runs(first, first_sum, &format!("without-{last:?}"))
-                    .with_context(|| format!("{order:?}"))?;
+                    .with_context(|| format!("killed {deaths:?}, started {order:?}"))?;
             }
             site.start(lab, *last)?;
             site.runs(second, second_sum, &format!("after-{last:?}"))
-                .with_context(|| format!("{order:?}"))?;
+                .with_context(|| format!("killed {deaths:?}, started {order:?}"))?;
             let mut preheat = site.manager()?.preheat(&lab.places, &second.reference)?;
-            output(&mut preheat).with_context(|| format!("{order:?}"))?;
+            output(&mut preheat).with_context(|| format!("killed {deaths:?}, started {order:?}"))?;
         }
         Ok(())
     })
