@@ -3,8 +3,8 @@
 //! It is never on the data path: peers keep the last answer that it gave. All that must survive it is in the database
 //! (`d7y-manager-db`); what is in memory can be lost at any time. Actors: the gRPC server with one task per member, the
 //! REST server, one reconciler of jobs with one task per job under way. On shutdown listeners close first, streams of
-//! members end without a word about their members, requests under way are answered, drivers of jobs stop between two steps, and the database is closed
-//! last.
+//! members end without a word about their members, requests under way are answered, drivers of jobs stop between two
+//! steps, and the database is closed last.
 
 mod config;
 mod identity;
