@@ -30,7 +30,7 @@ mod privileged {
     use std::process::Command;
 
     use d7y_store::StoreError;
-    use nix::mount::{MsFlags, mount};
+    use nix::mount::{MntFlags, MsFlags, mount, umount2};
     use nix::sched::{CloneFlags, unshare};
     use nix::unistd::{AccessFlags, access};
 
@@ -43,8 +43,8 @@ mod privileged {
             return d7y_skip::test("root");
         }
         let directory = tempfile::tempdir().unwrap();
-        mount_ext4(directory.path());
         let mounted = directory.path().join("mnt");
+        let _mounted = mount_ext4(directory.path());
         let (fixture, store) = (fixture(1), open(&mounted.join("store"), 1 << 30));
         let layer = commit(&store, &fixture, 1);
         store.check_directories().unwrap();
@@ -59,7 +59,7 @@ mod privileged {
     }
 
     /// In a mount namespace of this thread's own: nothing is left behind, however the test ends.
-    fn mount_ext4(directory: &Path) {
+    fn mount_ext4(directory: &Path) -> Mounted {
         unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
         let (image, mounted) = (directory.join("image"), directory.join("mnt"));
@@ -67,6 +67,16 @@ mod privileged {
         fs::create_dir(&mounted).unwrap();
         run(Command::new("mkfs.ext4").arg("-q").arg(&image));
         run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mounted));
+        Mounted(mounted)
+    }
+
+    /// Unmounts what the test has mounted, so that its directory can be removed; dropped before that.
+    struct Mounted(std::path::PathBuf);
+
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+        }
     }
 
     fn run(command: &mut Command) {

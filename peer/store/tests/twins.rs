@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use d7y_store::{Layer, Recovered, Store, StoreOptions};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
 use fixture::{CHUNK_BYTES, Fixture, commit, layer_of, open};
@@ -190,8 +190,8 @@ mod privileged {
             return d7y_skip::test("root");
         }
         let directory = tempfile::tempdir().unwrap();
-        mount_xfs(directory.path());
         let mounted = directory.path().join("mnt");
+        let _mounted = mount_xfs(directory.path());
         let used = || {
             rustix::fs::syncfs(fs::File::open(&mounted).unwrap()).unwrap();
             let stat = rustix::fs::statvfs(&mounted).unwrap();
@@ -221,7 +221,7 @@ mod privileged {
     }
 
     /// In a mount namespace of this thread's own: nothing is left behind, however the test ends.
-    fn mount_xfs(directory: &Path) {
+    fn mount_xfs(directory: &Path) -> Mounted {
         unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
         let (image, mounted) = (directory.join("image"), directory.join("mnt"));
@@ -229,6 +229,16 @@ mod privileged {
         fs::create_dir(&mounted).unwrap();
         run(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(&image));
         run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mounted));
+        Mounted(mounted)
+    }
+
+    /// Unmounts what the test has mounted, so that its directory can be removed; dropped before that.
+    struct Mounted(std::path::PathBuf);
+
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+        }
     }
 
     fn run(command: &mut Command) {
