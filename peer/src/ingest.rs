@@ -151,7 +151,8 @@ impl ChunkSink for RefillSink {
         let known = self.layer.chunks().get(number as usize);
         if !known.is_some_and(|known| known.hash == chunk.hash && known.blocks == chunk.blocks) {
             let problem = "the layer no longer yields the chunks in its index: the registry has changed it, or the index was \
-                           built by another version; push the image again";
+                           built by another version; push the image anew, or, once the registry has the right one, restart \
+                           this peer";
             return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
         }
         let here = if self.devices { self.layer.readable() } else { self.layer.shareable() };

@@ -219,6 +219,7 @@ impl LocalService {
             layers: self.layers.store.layers().into_iter().map(layer_status).collect(),
             store_bytes: usage.kept_bytes,
             store_limit_bytes: usage.limit_bytes,
+            lacked_room: usage.lacked_room,
         }))
     }
 }

@@ -245,14 +245,19 @@ impl Openings {
     }
 }
 
+/// Far more than passes between the end of the openings and that of the connections.
+const CONNECTIONS_CLOSE: Duration = Duration::from_secs(1);
+
 /// Waits for the outcome of an opening.
 pub async fn outcome(mut progress: watch::Receiver<Progress>) -> Outcome {
-    let ended = progress.wait_for(|progress| progress.outcome.is_some()).await;
     let lost = || OpenFailure::new(d7y_transfer::FailureCode::Unavailable, "the peer is stopping; try again");
-    match ended {
-        Ok(progress) => progress.outcome.clone().unwrap_or_else(|| Outcome::Failed(lost())),
-        Err(_) => Outcome::Failed(lost()),
+    if let Ok(progress) = progress.wait_for(|progress| progress.outcome.is_some()).await {
+        return progress.outcome.clone().unwrap_or_else(|| Outcome::Failed(lost()));
     }
+    // At the end of this process its connections close, and who asked asks the successor. Told of a failure first, a
+    // snapshotter would leave the layer to containerd.
+    tokio::time::sleep(CONNECTIONS_CLOSE).await;
+    Outcome::Failed(lost())
 }
 
 #[cfg(test)]
@@ -263,6 +268,15 @@ mod tests {
     use super::*;
 
     const WITHIN: Duration = Duration::from_secs(15);
+
+    #[tokio::test]
+    async fn an_opening_that_ends_with_the_process_is_left_to_the_successor() {
+        let (sender, progress) = watch::channel(Progress::default());
+        drop(sender);
+        let began = Instant::now();
+        assert!(matches!(outcome(progress).await, Outcome::Failed(_)));
+        assert!(began.elapsed() >= CONNECTIONS_CLOSE, "who asked is told before the connection closes");
+    }
 
     fn layer(number: u8, repository: &str) -> LayerRef {
         LayerRef {

@@ -28,7 +28,8 @@ pub struct Config {
     /// How long a read of missing data may take before it fails with EIO.
     pub read_deadline: HumanDuration,
     /// How long the layers of an image that is on the node stay mounted after its last container went: the next start
-    /// finds them, and the kernel's caches of them. Meanwhile the peer does not evict them. 0s unmounts at once.
+    /// finds them, and the kernel's caches of them. Meanwhile the peer does not evict them, unless nothing else can make
+    /// room for what is wanted. 0s unmounts at once.
     pub idle_mounts: HumanDuration,
     pub trace: TraceConfig,
     pub metrics: MetricsConfig,

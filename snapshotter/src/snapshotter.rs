@@ -30,6 +30,8 @@ use crate::usage;
 
 /// Between looks for layers that have been idle long enough to be unmounted.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// Between questions whether the peer lacks the room that idle layers take.
+const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// containerd's snapshotter. Everything durable is in the store; everything mounted in the layers.
 pub struct Snapshotter {
@@ -224,21 +226,31 @@ impl Snapshotter {
         let snapshotter = Arc::clone(self);
         blocking(move || {
             let _alone = snapshotter.cleaning.lock();
-            snapshotter.sweep();
+            snapshotter.sweep(snapshotter.waits.idle_mounts);
             snapshotter.delete_garbage()
         })
         .await
     }
 
     /// Unmounts the layers that nothing needs any more, from time to time: containerd asks for it only when something was
-    /// removed. Never ends.
+    /// removed. At once what no container needs, when the peer has no room for what one waits for. Never ends.
     pub async fn sweep_idle(self: &Arc<Self>) {
+        let (mut swept_at, mut lacked_before) = (Instant::now(), 0);
         loop {
-            tokio::time::sleep(SWEEP_EVERY).await;
+            tokio::time::sleep(ASK_EVERY).await;
+            let status = self.peer.status(ASK_EVERY).await;
+            let lacked = status.map_or(lacked_before, |status| status.lacked_room);
+            let lacks_room = lacked > lacked_before;
+            lacked_before = lacked;
+            if !lacks_room && swept_at.elapsed() < SWEEP_EVERY {
+                continue;
+            }
+            let idle = if lacks_room { Duration::ZERO } else { self.waits.idle_mounts };
+            swept_at = Instant::now();
             let snapshotter = Arc::clone(self);
             let swept = blocking(move || {
                 let _alone = snapshotter.cleaning.lock();
-                snapshotter.sweep();
+                snapshotter.sweep(idle);
                 Ok(())
             });
             if let Err(error) = swept.await {
@@ -247,8 +259,8 @@ impl Snapshotter {
         }
     }
 
-    fn sweep(&self) {
-        self.layers.sweep(|| self.needs(), self.waits.idle_mounts);
+    fn sweep(&self, idle: Duration) {
+        self.layers.sweep(|| self.needs(), idle);
     }
 
     pub(crate) fn needs(&self) -> Needs {

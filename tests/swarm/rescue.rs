@@ -342,7 +342,7 @@ async fn seeds_that_name_each_other_read_once_and_at_once() {
 /// Nodes ask again and again; a seed that reads the layer anew remembers it once.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_questions_for_a_layer_that_a_seed_is_opening_are_one_promise() {
-    const QUESTIONS: usize = 200;
+    const QUESTIONS: usize = 40;
     let registry = FakeRegistry::start().await;
     let reference = TestLayer::random(40, 50_000).push(&registry);
     registry.then([Turn::Stall(300_000)]);

@@ -31,6 +31,8 @@ const MAX_JOBS: u64 = 64;
 const STEP_EVERY: Duration = Duration::from_millis(300);
 /// How long a job is tried although something that it needs is not there at all.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How the note of a job begins that had only too little time.
+pub(crate) const OUT_OF_TIME: &str = "not done within its time";
 /// What a step may take when the job's time is over: it may find that all is done.
 const LAST_STEP: Duration = Duration::from_secs(2);
 
@@ -188,7 +190,7 @@ impl CarryOn {
                     Step::Waits(why) => why.clone(),
                     _ => self.unfinished(job.id).await?,
                 };
-                self.end(job, JobState::Failure, &format!("not done within its time: {waits}")).await?;
+                self.end(job, JobState::Failure, &format!("{OUT_OF_TIME}: {waits}")).await?;
                 return Ok(Step::Ended);
             }
             Step::UnderWay => self.note(job.id, driver, "").await?,

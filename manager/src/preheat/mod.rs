@@ -12,5 +12,5 @@ mod request;
 mod resolve;
 mod spread;
 
-pub(crate) use carry_on::CarryOn;
+pub(crate) use carry_on::{CarryOn, OUT_OF_TIME};
 pub(crate) use request::{PreheatArgs, Scope};

@@ -19,7 +19,7 @@ use super::clusters::time;
 use super::error::ApiError;
 use super::pages::PageQuery;
 use super::routes::App;
-use crate::preheat::{PreheatArgs, Scope};
+use crate::preheat::{OUT_OF_TIME, PreheatArgs, Scope};
 
 /// As Dragonfly has it.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -188,7 +188,7 @@ fn view(job: &job::Model, placements: &[placement::Model]) -> Value {
         "seed_peer_clusters": clusters.iter().map(|id| json!({ "id": id })).collect::<Vec<_>>(),
         "note": job.note,
         // Ended because its time was over; Dragonfly has no word for it.
-        "overdue": job.state == JobState::Failure && job.updated_at >= job.deadline_at,
+        "overdue": job.state == JobState::Failure && job.note.starts_with(OUT_OF_TIME),
         "manifest": job.manifest,
         "result": result(job, state, &args, &clusters, placements),
     })

@@ -35,6 +35,8 @@ pub struct Usage {
     pub limit_bytes: u64,
     pub layers: usize,
     pub evicted_layers: u64,
+    /// How often there was no room for something, and no layer that could be evicted, since the start.
+    pub lacked_room: u64,
     /// Of frames that were taken from other layers instead of being fetched, since the start.
     pub reused_bytes: u64,
     /// Chunks, frames and files that were found not to be what was written, since the start.
@@ -60,6 +62,7 @@ pub struct Store {
     pinned: Mutex<HashSet<Sha256Digest>>,
     clock: AtomicU64,
     evicted_layers: AtomicU64,
+    lacked_room: AtomicU64,
     staged: AtomicU64,
     staged_bytes: Arc<AtomicU64>,
     /// What is in the directory besides layers.
@@ -108,6 +111,7 @@ impl Store {
             pinned: Mutex::default(),
             clock: AtomicU64::new(1),
             evicted_layers: AtomicU64::new(0),
+            lacked_room: AtomicU64::new(0),
             staged: AtomicU64::new(0),
             staged_bytes: Arc::default(),
             beside_bytes: AtomicU64::new(0),
@@ -297,6 +301,7 @@ impl Store {
             limit_bytes: self.limit_bytes.load(Ordering::Relaxed),
             layers: layers.len(),
             evicted_layers: self.evicted_layers.load(Ordering::Relaxed),
+            lacked_room: self.lacked_room.load(Ordering::Relaxed),
             reused_bytes: self.reused_bytes.load(Ordering::Relaxed),
             damaged_chunks: self.damaged_chunks.load(Ordering::Relaxed),
         }
@@ -312,7 +317,7 @@ impl Store {
     pub(crate) fn make_room(&self, bytes: u64, user: Sha256Digest) -> Result<(), StoreError> {
         self.keep_to_limit(bytes, Some(user))?;
         match free_bytes(&self.options.directory) {
-            Some(free) if free < RESERVE_BYTES + bytes => Err(StoreError::Full),
+            Some(free) if free < RESERVE_BYTES + bytes => Err(self.full()),
             _ => Ok(()),
         }
     }
@@ -328,11 +333,16 @@ impl Store {
             let _evicting = self.evicting.lock();
             while lacks_room() {
                 if !self.evict_one(user)? {
-                    return Err(StoreError::Full);
+                    return Err(self.full());
                 }
             }
         }
         Ok(())
+    }
+
+    fn full(&self) -> StoreError {
+        self.lacked_room.fetch_add(1, Ordering::Relaxed);
+        StoreError::Full
     }
 
     /// Drops the layer that was used longest ago, of those that nobody needs.
@@ -430,26 +440,28 @@ impl Store {
     /// A file system that has shut itself down after an error lets itself be asked (access(2)) as ever, and refuses what is
     /// written. So a refusal is told at least once, and until something is taken again.
     fn check_writes(&self) -> Result<(), StoreError> {
-        let mut refused = self.refused.lock();
-        let Some(last) = &mut *refused else { return Ok(()) };
+        let Some(last) = self.refused.lock().take() else { return Ok(()) };
+        // Not under the lock: a disk may take its time to refuse, and others note what it refused them.
         let probe = self.options.directory.join("staging").join("probe");
         let written = File::create(&probe).and_then(|file| {
             file.write_all_at(&[0; 4096], 0)?;
             file.sync_data()
         });
         let _ = fs::remove_file(&probe);
+        if written.is_ok() && !last.news {
+            return Ok(());
+        }
+        let told = StoreError::io(&last.path)(last.errno.into());
+        let news = last.news;
+        self.refused.lock().get_or_insert(Refused { news: false, ..last });
         match written {
-            _ if std::mem::take(&mut last.news) => Err(StoreError::io(&last.path)(last.errno.into())),
-            Ok(()) => {
-                *refused = None;
-                Ok(())
-            }
+            _ if news => Err(told),
             // Room is another matter, and what is missing is made with the next layer.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => match StoreError::io(&probe)(error) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => match StoreError::io(&probe)(error) {
                 StoreError::Full => Ok(()),
                 other => Err(other),
             },
+            _ => Ok(()),
         }
     }
 
@@ -488,7 +500,11 @@ impl Store {
     }
 
     /// Takes a layer's name away from its directory in one step; what is there then only needs to be deleted.
+    /// Leaves the directory of another peer alone, that has made its store where this one's was deleted.
     fn set_aside(&self, path: &Path) -> Result<Option<PathBuf>, StoreError> {
+        if !self.lock.lock().is_of(&self.options.directory) {
+            return Ok(None);
+        }
         let aside = self.staging_path("gone");
         match fs::rename(path, &aside) {
             Ok(()) => Ok(Some(aside)),

@@ -27,7 +27,8 @@ pub struct ShutdownConfig {
 
 impl Default for ShutdownConfig {
     fn default() -> Self {
-        Self { drain_timeout: HumanDuration::from_secs(20), stop_timeout: HumanDuration::from_secs(5) }
+        // Nodes wait for a seed that restarts: a quarter of `fetch.originFallbackAfter`, which is 2.5 s.
+        Self { drain_timeout: HumanDuration::from_secs(2), stop_timeout: HumanDuration::from_secs(5) }
     }
 }
 

@@ -4,13 +4,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use d7y_peer_client::{Answer, Handler, Stop, digest_from_wire, layer_from_wire, serve};
 use d7y_proto::local::{
     Done, EnsureRange, ImageOpened, LayerOpened, RangePresent, Reason, RecordTrace, Request, Response,
-    request, response,
+    Status, request, response,
 };
 use d7y_types::{ByteRange, Sha256Digest};
 use parking_lot::Mutex;
@@ -37,6 +37,8 @@ pub struct FakePeer {
     /// Request id and span of every range asked for.
     pub callers: Mutex<Vec<(u64, u64)>>,
     pub traces: Mutex<Vec<RecordTrace>>,
+    /// How often there was no room for something.
+    pub lacked_room: AtomicU64,
     /// Whether the cluster knows how each image is used.
     pub has_trace: AtomicBool,
     descriptors: Mutex<HashMap<String, OwnedFd>>,
@@ -71,6 +73,7 @@ impl FakePeer {
             parked: watch::Sender::new(0),
             callers: Mutex::default(),
             traces: Mutex::default(),
+            lacked_room: AtomicU64::default(),
             has_trace: AtomicBool::default(),
             descriptors: Mutex::default(),
         });
@@ -205,7 +208,10 @@ impl Handler for FakePeer {
                 self.pinned.send_replace(layers.collect());
                 done()
             }
-            request::Kind::GetStatus(_) => Answer::failure(Reason::Invalid, "not in this test"),
+            request::Kind::GetStatus(_) => Answer::of(response::Kind::Status(Status {
+                lacked_room: self.lacked_room.load(Ordering::Relaxed),
+                ..Status::default()
+            })),
         }
     }
 }

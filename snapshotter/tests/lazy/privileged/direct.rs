@@ -84,6 +84,23 @@ async fn direct_mounts_outlive_the_snapshotter_and_are_shared_and_swept() {
     }
 }
 
+/// Otherwise a store full of images that ended a moment ago takes nothing for as long as they stay mounted.
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_mounts_give_way_when_the_peer_lacks_room() {
+    for driver in DRIVERS {
+        let setting = Setting::new(driver, &["idleMounts=1h"]).await;
+        setting.peer.fill();
+        setting.run("c1").await;
+        setting.remove("c1").await;
+        clean_up(&setting.node.socket()).await;
+        assert_eq!(setting.node.layers_mounted(), setting.served(), "{driver}: for the next start");
+        assert_eq!(*setting.peer.pinned.borrow(), setting.layers, "{driver}");
+        setting.peer.lacked_room.store(1, Ordering::Relaxed);
+        wait_until(&setting.peer.pinned, "the pins to go", |pinned| pinned.is_empty()).await;
+        assert_eq!(setting.node.layers_mounted(), 0, "{driver}");
+    }
+}
+
 /// The second start of an image finds what the first one had to wait for.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_image_that_has_come_is_mounted_directly_before_the_next_container_and_stays_mounted() {

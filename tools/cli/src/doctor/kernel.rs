@@ -67,7 +67,8 @@ impl Drop for Scratch {
 
 fn erofs(settings: &Settings, found: io::Result<FileBackedErofs>) -> Check {
     const NAME: &str = "kernel.erofs";
-    const KERNEL: &str = "modprobe erofs || apt-get install linux-image-$(dpkg --print-architecture)  \
+    // Where only the module was missing, the probe's mount has loaded it.
+    const KERNEL: &str = "apt-get install linux-image-$(dpkg --print-architecture)  \
          # 6.12 or newer, with CONFIG_EROFS_FS_BACKED_BY_FILE";
     let (problem, mend) = match found {
         Ok(FileBackedErofs::Mounts) => return Check::ok(NAME, "an image was mounted from a plain file"),

@@ -247,7 +247,7 @@ struct Row {
 
 const ELSEWHERE: &str = "set `rootDirectory: DIRECTORY ON EXT4, XFS OR BTRFS` in DIR/snapshotter.yaml; \
      systemctl restart d7y-snapshotter";
-const KERNEL: &str = "modprobe erofs || apt-get install linux-image-$(dpkg --print-architecture)  \
+const KERNEL: &str = "apt-get install linux-image-$(dpkg --print-architecture)  \
      # 6.12 or newer, with CONFIG_EROFS_FS_BACKED_BY_FILE";
 const INSTALL: &str = "d7y containerd config --write --config DIR/config.toml --containerd DIR/containerd.sh \
      --socket DIR/snapshotter.sock --root DIR/root && systemctl restart containerd";

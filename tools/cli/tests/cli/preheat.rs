@@ -247,7 +247,7 @@ async fn what_is_not_done_in_its_time_ends_with_a_code_of_its_own() {
     }
     // Silent from the image's config on: the job must not wait for as long as the registry is given to answer.
     registry.always(Turn::StallHead);
-    let in_time = ["--scope", "all-peers", "--timeout", "2s"];
+    let in_time = ["--scope", "all-peers", "--timeout", "6s"];
     let began = Instant::now();
     let late = ["overdue", "not done within its time: the registry has not answered yet", "preheat again"];
     site.check(&[&[good.as_str()], &in_time[..]].concat(), 3, &late).await;
