@@ -40,6 +40,8 @@ const TELL_EVERY: Duration = Duration::from_millis(300);
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(20);
 /// How often what was evicted meanwhile is fetched again before the store is said to be too small.
 const ROUNDS: usize = 3;
+/// How long a snapshotter may take to hear that room is wanted, and to unmount what no container uses.
+const ROOM_COMES: Duration = Duration::from_secs(3);
 const NO_ROOM: &str =
     "this peer's store has no room for all layers at once; raise store.limit, or preheat fewer images";
 const RETRY_FIRST: Duration = Duration::from_millis(500);
@@ -160,6 +162,9 @@ impl Preheater {
             if wanted.is_empty() {
                 break;
             }
+            // Perhaps what no container uses can go: who keeps it mounted hears of it, and has a moment.
+            self.layers.store.lacks_room();
+            tokio::time::sleep(ROOM_COMES).await;
         }
         for (number, (layer, total)) in fetched {
             match self.is_here(&layer) {

@@ -341,8 +341,13 @@ impl Store {
     }
 
     fn full(&self) -> StoreError {
-        self.lacked_room.fetch_add(1, Ordering::Relaxed);
+        self.lacks_room();
         StoreError::Full
+    }
+
+    /// Counts that what is wanted here does not fit, or not all of it at once.
+    pub fn lacks_room(&self) {
+        self.lacked_room.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Drops the layer that was used longest ago, of those that nobody needs.
