@@ -18,6 +18,8 @@ use crate::{SOON, blob_requests};
 /// What a slow link carries in each [`TURN`]: some 400 kB/s.
 const PER_TURN: usize = 16 << 10;
 const TURN: Duration = Duration::from_millis(40);
+/// More than anything takes here that is to be finished.
+const DRAIN: HumanDuration = HumanDuration::from_secs(20);
 
 /// A slow link to a peer.
 async fn slow_link(to: SocketAddr) -> SocketAddr {
@@ -69,7 +71,10 @@ async fn a_seed_that_stops_finishes_a_slow_transfer_and_is_nobodys_parent_any_mo
     let layer = TestLayer::random(60, 50_000);
     let reference = layer.push(&registry);
     let (cluster, scheduler) = (Cluster::new(), Scheduler::start(any()).await);
-    let role = |config: &mut Config| config.role = Role::Seed;
+    let role = |config: &mut Config| {
+        config.role = Role::Seed;
+        config.shutdown.drain_timeout = DRAIN;
+    };
     let seed = join_with(&cluster, scheduler.address, "seed", role).await;
     seed.client.open_layer(&reference, SOON).await.unwrap();
     let link = slow_link(seed.running.transfer).await;
@@ -118,6 +123,7 @@ async fn a_node_that_stops_answers_the_reads_under_way() {
         config.fetch.background = false;
         config.seeds = vec![link.to_string()];
         config.fetch.origin_fallback_after = HumanDuration::from_secs(60);
+        config.shutdown.drain_timeout = DRAIN;
     };
     let node = cluster.start_with("node", &[], far).await;
     node.client.open_layer(&reference, SOON).await.unwrap();
@@ -145,6 +151,7 @@ async fn a_seed_that_stops_finishes_what_it_reads_from_the_origin_for_who_follow
     let role = |config: &mut Config| {
         config.role = Role::Seed;
         config.origin.timeouts.idle = Duration::from_secs(2);
+        config.shutdown.drain_timeout = DRAIN;
     };
     let seed = cluster.start_with("seed", &[], role).await;
     let patient = |config: &mut Config| config.fetch.origin_fallback_after = HumanDuration::from_secs(60);
