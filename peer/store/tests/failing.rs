@@ -25,15 +25,12 @@ fn a_refused_write_is_told_and_over_when_the_next_one_succeeds() {
 }
 
 mod privileged {
-    use std::fs;
-    use std::path::Path;
     use std::process::Command;
 
     use d7y_store::StoreError;
-    use nix::mount::{MntFlags, MsFlags, mount, umount2};
-    use nix::sched::{CloneFlags, unshare};
     use nix::unistd::{AccessFlags, access};
 
+    use crate::fixture::scratch::{Scratch, run};
     use crate::fixture::{commit, fixture, open};
 
     /// As after an error of the disk: what is open for writing stays so, and whoever asks may write.
@@ -42,45 +39,18 @@ mod privileged {
         if !nix::unistd::geteuid().is_root() {
             return d7y_skip::test("root");
         }
-        let directory = tempfile::tempdir().unwrap();
-        let mounted = directory.path().join("mnt");
-        let _mounted = mount_ext4(directory.path());
+        let scratch = Scratch::new(&["mkfs.ext4", "-q"], 512 << 20);
+        let mounted = &scratch.mounted;
         let (fixture, store) = (fixture(1), open(&mounted.join("store"), 1 << 30));
         let layer = commit(&store, &fixture, 1);
         store.check_directories().unwrap();
-        run(Command::new("mount").args(["-o", "remount,abort"]).arg(&mounted));
-        let granted = access(&mounted, AccessFlags::W_OK).is_ok();
+        run(Command::new("mount").args(["-o", "remount,abort"]).arg(mounted));
+        let granted = access(mounted, AccessFlags::W_OK).is_ok();
         let refused = store.keep(&layer, 3, &fixture.frames[3], &fixture.data[3]);
         assert!(matches!(refused, Err(StoreError::Io { .. })), "{refused:?}");
         for look in 0..3 {
             let found = store.check_directories();
             assert!(matches!(found, Err(StoreError::Io { .. })), "look {look}, access granted: {granted}");
         }
-    }
-
-    /// In a mount namespace of this thread's own: nothing is left behind, however the test ends.
-    fn mount_ext4(directory: &Path) -> Mounted {
-        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
-        let (image, mounted) = (directory.join("image"), directory.join("mnt"));
-        fs::File::create(&image).unwrap().set_len(512 << 20).unwrap();
-        fs::create_dir(&mounted).unwrap();
-        run(Command::new("mkfs.ext4").arg("-q").arg(&image));
-        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mounted));
-        Mounted(mounted)
-    }
-
-    /// Unmounts what the test has mounted, so that its directory can be removed; dropped before that.
-    struct Mounted(std::path::PathBuf);
-
-    impl Drop for Mounted {
-        fn drop(&mut self) {
-            let _ = umount2(&self.0, MntFlags::MNT_DETACH);
-        }
-    }
-
-    fn run(command: &mut Command) {
-        let output = command.output().expect("e2fsprogs and mount are installed: cargo xtask setup");
-        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }

@@ -397,3 +397,19 @@ fn a_store_that_was_deleted_is_still_one_peers_own() {
     first.check_directories().unwrap();
     first.stage(&fixture.reference).unwrap();
 }
+
+/// Each finds its layers by their names, which are the same.
+#[test]
+fn a_store_that_was_deleted_evicts_nothing_of_the_peer_that_came_after() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path().join("store");
+    let (fixture, first) = (fixture(1), open(&place, 1 << 30));
+    commit(&first, &fixture, 1);
+    fs::remove_dir_all(&place).unwrap();
+    let second = open(&place, 1 << 30);
+    let layer = commit(&second, &fixture, 1);
+    first.set_limit(0);
+    let _ = first.count_beside(0);
+    assert!(first.layers().is_empty(), "its own is forgotten");
+    assert!(layer.paths().index.exists());
+}

@@ -6,12 +6,9 @@ mod fixture;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 
 use d7y_store::{Layer, Recovered, Store, StoreOptions};
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
 
 use fixture::{CHUNK_BYTES, Fixture, commit, layer_of, open};
 
@@ -182,6 +179,7 @@ fn what_an_earlier_boot_left_is_hashed_before_it_is_taken() {
 
 mod privileged {
     use super::*;
+    use crate::fixture::scratch::Scratch;
 
     /// The second version of 200 chunks of which 10 differ: blocks of the file system that it takes.
     #[test]
@@ -189,12 +187,11 @@ mod privileged {
         if !nix::unistd::geteuid().is_root() {
             return d7y_skip::test("root");
         }
-        let directory = tempfile::tempdir().unwrap();
-        let mounted = directory.path().join("mnt");
-        let _mounted = mount_xfs(directory.path());
+        let scratch = Scratch::new(&["mkfs.xfs", "-q", "-m", "reflink=1"], 1 << 30);
+        let mounted = &scratch.mounted;
         let used = || {
-            rustix::fs::syncfs(fs::File::open(&mounted).unwrap()).unwrap();
-            let stat = rustix::fs::statvfs(&mounted).unwrap();
+            rustix::fs::syncfs(fs::File::open(mounted).unwrap()).unwrap();
+            let stat = rustix::fs::statvfs(mounted).unwrap();
             (stat.f_blocks - stat.f_bfree) * stat.f_frsize
         };
         let store = open(&mounted.join("store"), 1 << 30);
@@ -218,31 +215,5 @@ mod privileged {
         for n in 0..190 {
             assert_eq!(read(&layer, n), second.data[n as usize], "chunk {n}");
         }
-    }
-
-    /// In a mount namespace of this thread's own: nothing is left behind, however the test ends.
-    fn mount_xfs(directory: &Path) -> Mounted {
-        unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).unwrap();
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
-        let (image, mounted) = (directory.join("image"), directory.join("mnt"));
-        fs::File::create(&image).unwrap().set_len(1 << 30).unwrap();
-        fs::create_dir(&mounted).unwrap();
-        run(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(&image));
-        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mounted));
-        Mounted(mounted)
-    }
-
-    /// Unmounts what the test has mounted, so that its directory can be removed; dropped before that.
-    struct Mounted(std::path::PathBuf);
-
-    impl Drop for Mounted {
-        fn drop(&mut self) {
-            let _ = umount2(&self.0, MntFlags::MNT_DETACH);
-        }
-    }
-
-    fn run(command: &mut Command) {
-        let output = command.output().expect("xfsprogs and mount are installed: cargo xtask setup");
-        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }
